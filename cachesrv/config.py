@@ -6,10 +6,14 @@ Each field's ``description`` is the comment that ``cachesrv config init`` writes
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from cachesrv.addresses import Address
 
 _SIZES = {
     "": 1,
@@ -28,6 +32,8 @@ _TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, 
 
 def parse_size(value: object) -> object:
     """ "50GB", "512 MiB", 1024 -> bytes. Raises ValueError naming what is accepted."""
+    if isinstance(value, bool):
+        raise ValueError("not a size: write it as 50GB, 512MiB or a number of bytes")
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", value, re.IGNORECASE)
@@ -37,7 +43,9 @@ def parse_size(value: object) -> object:
 
 
 def parse_duration(value: object) -> object:
-    """ "15m", "7d", "500ms", 30 -> seconds."""
+    """ "15m", "7d", "500ms", 30 -> seconds. Raises ValueError naming what is accepted."""
+    if isinstance(value, bool):
+        raise ValueError("not a duration: write it as 15m, 7d, 500ms or a number of seconds")
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smhdw]?)\s*", value, re.IGNORECASE)
@@ -46,24 +54,75 @@ def parse_duration(value: object) -> object:
     return float(found[1]) * _TIMES[found[2].lower()]
 
 
+def format_size(size: int) -> str:
+    """Bytes -> the shortest text that :func:`parse_size` reads back exactly."""
+    for unit in ("TB", "GB", "MB", "TiB", "GiB", "MiB", "KiB", "KB"):
+        factor = _SIZES[unit[:-1].lower()]
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds -> the shortest text that :func:`parse_duration` reads back exactly."""
+    for unit in ("d", "h", "m", "s"):
+        if seconds and seconds % _TIMES[unit] == 0:
+            return f"{int(seconds // _TIMES[unit])}{unit}"
+    return "0s" if not seconds else f"{seconds!r}s"
+
+
+def _address(value: str) -> str:
+    Address.parse(value)
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        ip_network(value, strict=False)
+    except ValueError as error:
+        raise ValueError(f"not a network: {value!r} (write it as 10.0.0.0/8 or 192.0.2.7)") from error
+    return value
+
+
+def _url(value: str) -> str:
+    if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+        raise ValueError("not a URL: write it as https://cache.example.com")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
+ListenAddress = Annotated[str, AfterValidator(_address)]
+Network = Annotated[str, AfterValidator(_network)]
+Url = Annotated[str, AfterValidator(_url)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    """One table of the settings. Immutable; an unknown key is an error; secrets are not in its repr."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
 class ServerSettings(Section):
-    listen: list[str] = Field(["127.0.0.1:8700"], description="Addresses: host:port, [v6]:port, unix:/path.")
-    workers: int = Field(0, ge=0, description="Worker processes; 0 means one a core (1 on macOS).")
-    base_url: str = Field("", description="The URL clients see, if it is not the one they ask at (behind a proxy).")
-    trusted_proxies: list[str] = Field([], description="Networks whose X-Forwarded-Proto/-Host are believed.")
+    """Where the server listens and how it stops."""
+
+    listen: list[ListenAddress] = Field(
+        ["127.0.0.1:8700"],
+        min_length=1,
+        description="Addresses: host:port, [v6]:port, unix:/path. Port 0 takes a free one.",
+    )
+    workers: int = Field(0, ge=0, le=256, description="Worker processes; 0 means one a core (1 on macOS).")
+    base_url: Url = Field("", description="The URL clients see, if it is not the one they ask at (behind a proxy).")
+    trusted_proxies: list[Network] = Field([], description="Networks whose X-Forwarded-Proto/-Host are believed.")
     drain: Seconds = Field(30.0, description="How long SIGTERM waits for requests in progress.")
 
 
 class StoreSettings(Section):
-    data: Path | None = Field(None, description="Data folder; default: cachesrv under the XDG data home.")
+    """Where the bytes lie, how many, and how safely."""
+
+    data: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        None, description="Data folder; default: cachesrv under the XDG data home."
+    )
     max_size: Size = Field(50 * 1000**3, description="Byte budget on disk. Eviction starts at 95 % and stops at 90 %.")
     min_free: Size = Field(2 * 1000**3, description="Free space on the disk that is never used.")
     durability: Literal["durable", "relaxed"] = Field(
@@ -82,11 +141,15 @@ class StoreSettings(Section):
 
 
 class JwksIssuer(Section):
+    """One token issuer that is believed."""
+
     issuer: str = Field(description="Exact 'iss' claim, e.g. https://token.actions.githubusercontent.com")
     jwks: str = Field("", description="URL or file of its key set; default: <issuer>/.well-known/jwks")
 
 
 class AuthSettings(Section):
+    """Who may read and write."""
+
     mode: Literal["", "jwks", "static-key", "shared-secret", "none"] = Field(
         "", description="How job tokens are checked. Empty: 'none' while every listener is on loopback, else an error."
     )
@@ -97,13 +160,17 @@ class AuthSettings(Section):
     allow_owners: list[str] = Field([], description="jwks: repository owners that may use this cache.")
     allow_repositories: list[str] = Field([], description="jwks: repository ids or owner/name that may use this cache.")
     static_key: str = Field("", description="static-key: file with a PEM public key (RS256/ES256).")
-    shared_secret: str = Field("", description="shared-secret: the secret; HS256 tokens or /<secret>/ in the path.")
+    shared_secret: str = Field(
+        "", repr=False, description="shared-secret: the secret; HS256 tokens or /<secret>/ in the path."
+    )
     fallback_repository: str = Field("", description="Repository of tokens that name none (Gitea, Forgejo, act).")
-    admin_token: str = Field("", description="Bearer token of /metrics and /api/; needed off loopback.")
+    admin_token: str = Field("", repr=False, description="Bearer token of /metrics and /api/; needed off loopback.")
 
 
 class ActionsSettings(Section):
-    upstream: str = Field(
+    """The GitHub Actions cache service."""
+
+    upstream: Url = Field(
         "", description="Where everything else under the results URL goes (artifacts). Empty: refused."
     )
     upstream_hosts: list[str] = Field(
@@ -114,6 +181,8 @@ class ActionsSettings(Section):
 
 
 class LimitSettings(Section):
+    """What one request may cost."""
+
     max_entry: Size = Field(0, description="Largest single entry; 0: the byte budget.")
     max_json: Size = Field(1024**2, description="Largest JSON or protobuf request body.")
     max_block_list: Size = Field(8 * 1024**2, description="Largest block list document.")
@@ -123,12 +192,18 @@ class LimitSettings(Section):
 
 
 class LogSettings(Section):
+    """What is written to standard error."""
+
     format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, JSON otherwise.")
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lines below this level are dropped."
+    )
     access: bool = Field(True, description="One line a request.")
 
 
 class Settings(Section):
+    """All of them, with their defaults; ``cachesrv.settings_source.load`` fills it from file, environment and flags."""
+
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
     auth: AuthSettings = AuthSettings()
