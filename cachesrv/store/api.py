@@ -161,6 +161,11 @@ class CacheStore(Protocol):
         SizeMismatch (the upload stays and may be mended), EntryExists, StoreUnavailable."""
         ...
 
+    def committed(self, upload: UploadId) -> Entry | None:
+        """The entry that this upload became, for as long as the store can tell (minutes at least): what makes a repeated
+        commit of the same upload idempotent for a client that lost our answer."""
+        ...
+
     async def abort(self, upload: UploadId) -> None:
         """Drop an upload and its space. Unknown: no error."""
         ...
