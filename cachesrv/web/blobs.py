@@ -32,8 +32,8 @@ WRITE_BYTES: Final = 256 * 1024
 class BlobResponse(web.StreamResponse):
     """What ``send_blob`` answered, complete or not; return it from the handler.
 
-    ``bytes_out`` are body bytes handed to the kernel. ``outcome`` is in the recorder's words: "ok", "invalid" (412, 416),
-    "aborted" (the client left or stalled), "damaged" (broken off by us).
+    ``bytes_out`` are body bytes handed to the kernel. ``outcome`` is in the recorder's words: "ok",
+    "invalid" (412, 416), "aborted" (the client left or stalled), "damaged" (broken off by us).
     """
 
     bytes_out: int = 0
@@ -130,7 +130,10 @@ async def _send_file(
                 sent = await loop.sendfile(transport, file, offset, count, fallback=False)
         except (NotImplementedError, RuntimeError):
             # TLS, a loop without sendfile, or a socket that failed at once: the write below finds out which.
-            data = await asyncio.to_thread(os.pread, window.fd, min(WRITE_BYTES, count), offset)
+            try:
+                data = await asyncio.to_thread(os.pread, window.fd, min(WRITE_BYTES, count), offset)
+            except OSError as error:
+                raise BlobDamaged("the file cannot be read") from error
             sent = len(data)
             await _write(response, writer, data, idle)
         else:

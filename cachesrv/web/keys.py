@@ -116,7 +116,9 @@ class UrlKeys:
             if not keys or any(len(key.raw()) != KEY_BYTES for key in keys):
                 raise ValueError("no key, or one of the wrong length")
         except (msgspec.MsgspecError, ValueError) as error:
-            raise UrlKeysError(f"{self._path}: not a key file of cachesrv ({error}); move it away to start anew") from None
+            raise UrlKeysError(
+                f"{self._path}: not a key file of cachesrv ({error}); move it away to start anew"
+            ) from None
         return keys
 
 

@@ -60,10 +60,10 @@ def plan_blob(headers: Mapping[str, str], size: int, etag: str) -> BlobAnswer:
     ``headers`` must be case-insensitive. x-ms-range wins over Range: Go's azblob sends only the former, and ignoring it
     corrupts data silently. Dates are not looked at: blobs never change under their tag.
     """
-    fixed = {hdrs.ETAG: f'"{etag}"', hdrs.ACCEPT_RANGES: "bytes"}
+    fixed: dict[str, str] = {hdrs.ETAG: f'"{etag}"', hdrs.ACCEPT_RANGES: "bytes"}
     nothing = ByteRange(0, 0)
     if (match := headers.get(hdrs.IF_MATCH)) is not None and not _matches(match, etag, weak=False):
-        return BlobAnswer(412, nothing, {**fixed, hdrs.CONTENT_LENGTH: "0"})
+        return BlobAnswer(412, nothing, fixed | {str(hdrs.CONTENT_LENGTH): "0"})
     if (match := headers.get(hdrs.IF_NONE_MATCH)) is not None and _matches(match, etag, weak=True):
         return BlobAnswer(304, nothing, fixed)
     wanted = None
@@ -72,14 +72,13 @@ def plan_blob(headers: Mapping[str, str], size: int, etag: str) -> BlobAnswer:
         try:
             wanted = parse_range(asked, size)
         except RangeNotSatisfiable:
-            gone = {hdrs.CONTENT_RANGE: f"bytes */{size}", hdrs.CONTENT_LENGTH: "0"}
+            gone: dict[str, str] = {hdrs.CONTENT_RANGE: f"bytes */{size}", hdrs.CONTENT_LENGTH: "0"}
             return BlobAnswer(416, nothing, {**fixed, **gone})
     if wanted is None:
-        return BlobAnswer(200, ByteRange(0, size), {**fixed, hdrs.CONTENT_LENGTH: str(size)})
+        return BlobAnswer(200, ByteRange(0, size), fixed | {str(hdrs.CONTENT_LENGTH): str(size)})
     part = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
-    return BlobAnswer(
-        206, wanted, {**fixed, hdrs.CONTENT_RANGE: part, hdrs.CONTENT_LENGTH: str(wanted.length)}
-    )
+    sizes: dict[str, str] = {hdrs.CONTENT_RANGE: part, hdrs.CONTENT_LENGTH: str(wanted.length)}
+    return BlobAnswer(206, wanted, {**fixed, **sizes})
 
 
 def _matches(value: str, etag: str, *, weak: bool) -> bool:
