@@ -8,7 +8,8 @@ from typing import Protocol
 from cachesrv.store.model import RemovalReason
 
 OPERATIONS = ("lookup", "reserve", "upload", "finalize", "download", "proxy", "other")
-"""lookup: which entry matches; reserve: may I save; upload: bytes in; finalize: make it visible; download: bytes out."""
+"""lookup: which entry matches; reserve: may I save; upload: bytes in; finalize: make it visible; download: bytes
+out. Append only: the position is part of the format (``cachesrv.observe.layout``), as it is of OUTCOMES."""
 OUTCOMES = ("hit", "miss", "ok", "exists", "denied", "invalid", "full", "damaged", "aborted", "error")
 """hit and miss only for lookups; ok for everything else that worked; exists: told "somebody has it" (no failure);
 invalid: the client's fault; full: no room; damaged: a piece failed its checksum; aborted: the client left."""
