@@ -125,7 +125,7 @@ class Commit(msgspec.Struct, frozen=True, tag="commit"):
     """Name a blob: one transaction that makes the entry visible, newest of its prefix, and accounted.
 
     ``blob`` is a NewBlob, or the id (int) of one that is already committed. ``upload_id`` != 0: the reservation must
-    still be this upload's, else UploadUnknown (unless the entry already points at this blob: a repeat), and it ends here.
+    still be this upload's, else UploadUnknown (unless the entry already points at this blob: a repeat); it ends here.
     IMMUTABLE and taken by another blob: EntryExists. Not immutable: replaces. Answer: :class:`Committed`.
     """
 

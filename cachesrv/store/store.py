@@ -1,0 +1,462 @@
+"""The store as one worker sees it: :class:`cachesrv.store.api.CacheStore` over the index, the committer and the files.
+
+Reads go straight to the index (read-only LMDB) and the files; every change is a command to the committer. Nothing here
+holds state that another worker would need: what is kept in memory (id leases, open files, piece tables) is a hint.
+
+Order of a save, which the crash tests hold: bytes and trailer on disk (and synced, when durable) -> one index
+transaction -> the caller hears of it. Whatever stops in between leaves files that nothing names; the sweep takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cachesrv.store import epochs
+from cachesrv.store.api import BlobReader, Body, EntryFilter, EntryPage, Usage
+from cachesrv.store.background import Background
+from cachesrv.store.client import CommitterClient, LocalCommitter, Writer
+from cachesrv.store.commands import (
+    Commit,
+    Delete,
+    DropUpload,
+    Filed,
+    Form,
+    Inline,
+    MarkProven,
+    NewBlob,
+    OpenSegment,
+    Packed,
+    Reserve,
+    SealSegment,
+    Space,
+)
+from cachesrv.store.constants import COMMIT_BATCH, INLINE_LIMIT
+from cachesrv.store.data.packs import PackWriter
+from cachesrv.store.data.reader import Blobs
+from cachesrv.store.data.staging import FinishedFile, FinishedSmall, Staging
+from cachesrv.store.errors import (
+    BlobDamaged,
+    BlobMissing,
+    EntryExists,
+    LimitExceeded,
+    StoreError,
+    StoreFull,
+    UploadInFlight,
+    UploadUnknown,
+)
+from cachesrv.store.events import Listener, ignore
+from cachesrv.store.folder import DataFolder
+from cachesrv.store.ids import IdPool
+from cachesrv.store.index import Index, Volatile
+from cachesrv.store.index.rows import UploadRow
+from cachesrv.store.model import (
+    BlobId,
+    Digest,
+    Entry,
+    EntryFlag,
+    EntryId,
+    Namespace,
+    RemovalReason,
+    UploadId,
+    UploadInfo,
+)
+from cachesrv.store.options import StoreOptions
+from cachesrv.store.quarantine import Quarantiner
+from cachesrv.store.recency import Recency
+from cachesrv.store.removal import report_removed
+
+FORGET_SECONDS = 5.0
+"""How often a worker lets go of open files whose blobs are gone: their space comes back with the last close."""
+
+
+def wire(namespace: Namespace) -> Space:
+    """The form in which a namespace travels to the committer."""
+    return Space(namespace.protocol, namespace.tenant, namespace.scope, namespace.version)
+
+
+class Store:
+    """See the module's docstring. Make it with :meth:`start`, end it with :meth:`close`."""
+
+    def __init__(
+        self,
+        folder: DataFolder,
+        index: Index,
+        volatile: Volatile,
+        recency: Recency,
+        writer: Writer,
+        options: StoreOptions,
+        listener: Listener,
+        clock: Callable[[], float],
+    ) -> None:
+        self.folder = folder
+        self.index = index
+        self.volatile = volatile
+        self.recency = recency
+        self.writer = writer
+        self.options = options
+        self.listener = listener
+        self._clock = clock
+        self._ids = IdPool(writer)
+        self.quarantiner = Quarantiner(folder, index, writer, listener, clock)
+        self.blobs = Blobs(folder, on_damage=self._damaged)
+        self.background = Background(folder, scrub_rate=options.scrub_rate, durable=options.durable)
+        self.staging = Staging(folder, min_free=options.min_free, write_behind=options.durable)
+        self.packs = PackWriter(
+            folder, durable=options.durable, open_segment=self._open_segment, seal_segment=self._seal_segment
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._forgetter: asyncio.Task[None] | None = None
+        self._owned: LocalCommitter | CommitterClient | None = None
+        self._committing: dict[int, asyncio.Lock] = {}
+
+    @classmethod
+    async def start(
+        cls,
+        root: Path,
+        options: StoreOptions | None = None,
+        *,
+        worker: int = 0,
+        on_event: Listener = ignore,
+        local: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> Store:
+        """Open the data folder ``root``. ``local``: this process is its own committer (tests and tools); otherwise a
+        committer listens in the folder. Raises FormatError, StoreUnavailable."""
+        options = options or StoreOptions()
+        folder = DataFolder(root)
+        folder.create_or_open()
+        recency = Recency.open(folder.recency)
+        committer: LocalCommitter | CommitterClient
+        if local:
+            committer = LocalCommitter(root, options, recency=recency)
+            index, volatile = committer.index, committer.volatile
+        else:
+            committer = CommitterClient(root)
+            index = Index.open(folder.index, readonly=True, recency=recency)
+            volatile = Volatile.open(folder.volatile, readonly=True)
+        store = cls(folder, index, volatile, recency, committer, options, on_event, clock)
+        store._owned = committer
+        store._forgetter = asyncio.create_task(store._forget_removed(), name="forget-removed-files")
+        return store
+
+    async def close(self) -> None:
+        """Seal what is open, wait for what runs, let go of everything."""
+        if self._forgetter:
+            self._forgetter.cancel()
+        await asyncio.gather(*self._tasks, *filter(None, [self._forgetter]), return_exceptions=True)
+        await self.packs.close()
+        await self.staging.close()
+        await asyncio.to_thread(self.blobs.close)
+        await self.background.close()
+        if self._owned:
+            await self._owned.close()
+        if not isinstance(self._owned, LocalCommitter):
+            self.index.close()
+            self.volatile.close()
+        self.recency.close()
+
+    def now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    # -- entries ------------------------------------------------------------------------------------------------------
+
+    def lookup(self, namespace: Namespace, key: str) -> Entry | None:
+        return self.index.get(namespace, key)
+
+    def newest(self, namespace: Namespace, prefix: str) -> Entry | None:
+        return self.index.newest(namespace, prefix)
+
+    def entry(self, entry_id: EntryId) -> Entry | None:
+        return self.index.by_id(entry_id)
+
+    def touch(self, entry: Entry) -> None:
+        self.recency.touch(entry.slot, int(self._clock()))
+
+    async def prove(self, entry: Entry) -> bool:
+        row = self.index.blob(entry.blob)
+        if row is None or row.bad or row.dead:
+            return False
+        if isinstance(row.form, Filed) and not _lies_there(self.folder, row.form):
+            await self.quarantiner.missing(entry.blob)
+            return False
+        if row.epoch == 0 or not epochs.is_suspect(self.index, row.epoch):
+            return True
+        if await self.background.check_now(row.form, entry.blob, row.size):
+            await self.quarantiner.damaged(entry.blob, "not whole after an unclean stop")
+            return False
+        await self.writer.submit(MarkProven([entry.blob]))
+        return True
+
+    def entries(self, wanted: EntryFilter, *, limit: int, cursor: bytes | None = None) -> EntryPage:
+        return self.index.entries(wanted, limit=limit, cursor=cursor)
+
+    def usage(self) -> Iterable[Usage]:
+        return self.index.usage()
+
+    async def delete(self, entry_ids: Sequence[EntryId], reason: RemovalReason) -> int:
+        count = 0
+        for start in range(0, len(entry_ids), COMMIT_BATCH):
+            batch = list(entry_ids[start : start + COMMIT_BATCH])
+            removed = await self.writer.submit(Delete(batch, self.now_ms()))
+            report_removed(self.listener, reason, removed)
+            count += len(removed)
+        return count
+
+    # -- bytes out ----------------------------------------------------------------------------------------------------
+
+    async def open(self, blob: BlobId) -> BlobReader:
+        row = self.index.blob(blob)
+        if row is None:
+            raise BlobMissing("no such blob")
+        if row.bad:
+            raise BlobDamaged("the blob is in quarantine")
+        try:
+            return await self.blobs.open(blob, row.size, row.form)
+        except BlobMissing:
+            # Its form may have been swapped between the look-up and the open: look up once more.
+            again = self.index.blob(blob)
+            if again is None or again.form == row.form:
+                raise
+            return await self.blobs.open(blob, again.size, again.form)
+
+    # -- uploads ------------------------------------------------------------------------------------------------------
+
+    async def reserve(
+        self, namespace: Namespace, key: str, *, flags: EntryFlag, writer: str, size: int | None
+    ) -> UploadId:
+        self._admit(size or 0)
+        upload = await self._ids.take()
+        command = Reserve(upload, wire(namespace), key, int(flags), writer, self.now_ms())
+        reserved = await self.writer.submit(command)
+        if reserved.outcome == "in-flight" and self.is_stale(reserved.holder):
+            stale = reserved.holder
+            reserved = await self.writer.submit(msgspec.structs.replace(command, replacing=stale))
+            if reserved.outcome == "reserved":
+                await self.staging.remove(stale)
+        if reserved.outcome == "committed":
+            raise EntryExists("an entry with the same key, version and scope already exists")
+        if reserved.outcome == "in-flight":
+            raise UploadInFlight("another upload of the same key, version and scope is in progress")
+        return UploadId(upload)
+
+    def upload(self, upload: UploadId) -> UploadInfo | None:
+        row = self.volatile.upload(upload)
+        return row and _info(row)
+
+    def find_upload(self, namespace: Namespace, key: str) -> UploadInfo | None:
+        upload = self.volatile.reservation(namespace, key)
+        return None if upload is None else self.upload(UploadId(upload))
+
+    async def stage_whole(self, upload: UploadId, body: Body, length: int) -> None:
+        self._stand(upload, length)
+        await self.staging.stage_whole(upload, body, length)
+
+    async def stage_block(self, upload: UploadId, block: bytes, body: Body, length: int) -> None:
+        self._stand(upload, length)
+        await self.staging.stage_block(upload, block, body, length)
+
+    async def stage_range(self, upload: UploadId, start: int, body: Body, length: int) -> None:
+        self._stand(upload, start + length)
+        await self.staging.stage_range(upload, start, body, length)
+
+    async def choose_blocks(self, upload: UploadId, blocks: Sequence[bytes]) -> int:
+        self._stand(upload, 0)
+        if len(blocks) > self.options.max_blocks:
+            raise LimitExceeded(f"a block list names at most {self.options.max_blocks} blocks (limits.max_blocks)")
+        return await self.staging.choose(upload, blocks, self.options.max_blocks)
+
+    async def commit(self, upload: UploadId, size: int) -> Entry:
+        # Two Finalize calls of one upload on one worker go one after the other; on two workers both are right, for
+        # finishing and committing repeat without harm.
+        async with self._one_at_a_time(upload):
+            info = self.upload(upload)
+            if info is None:
+                raise UploadUnknown("no such upload")
+            self._admit(size)
+            note = msgspec.json.encode(
+                {"space": wire(info.namespace), "key": info.key, "flags": int(info.flags), "writer": info.writer}
+            )
+            finished = await self.staging.finish(upload, size, durable=self.options.durable, note=note)
+            blob = await self._blob_of(upload, finished)
+            command = Commit(
+                wire(info.namespace), info.key, int(info.flags), blob, info.writer, self.now_ms(), upload_id=upload
+            )
+            try:
+                committed = await self.writer.submit(command)
+            except EntryExists:
+                await self.abort(upload)
+                raise
+            if isinstance(finished, FinishedFile):
+                await self.staging.remove_log(upload)
+            else:
+                await self.staging.remove(upload)
+        entry = self.index.by_id(EntryId(committed.entry_id))
+        if entry is None:
+            raise UploadUnknown("the entry was removed right after it was made")
+        return entry
+
+    def committed(self, upload: UploadId) -> Entry | None:
+        entry_id = self.volatile.finished(upload)
+        return None if entry_id is None else self.index.by_id(EntryId(entry_id))
+
+    async def abort(self, upload: UploadId) -> None:
+        if await self.writer.submit(DropUpload(upload)):
+            await self.staging.remove(upload)
+
+    # -- whole values -------------------------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        namespace: Namespace,
+        key: str,
+        body: Body,
+        *,
+        flags: EntryFlag,
+        writer: str,
+        length: int | None = None,
+        digest: Digest | None = None,
+    ) -> Entry:
+        self._admit(length or 0)
+        blob_id = await self._ids.take()
+        note = msgspec.json.encode({"space": wire(namespace), "key": key, "flags": int(flags), "writer": writer})
+        received = await self.staging.receive(
+            blob_id,
+            body,
+            length,
+            digest=digest,
+            durable=self.options.durable,
+            note=note,
+            limit=self._largest(),
+        )
+        form = received.form or await self._small_form(blob_id, received.small or b"", received.sha256)
+        blob = NewBlob(blob_id, form, received.size, received.sha256, self._epoch(form))
+        try:
+            committed = await self.writer.submit(Commit(wire(namespace), key, int(flags), blob, writer, self.now_ms()))
+        except StoreError:
+            if isinstance(form, Filed):
+                await self.staging.remove(blob_id)
+            raise
+        entry = self.index.by_id(EntryId(committed.entry_id))
+        if entry is None:
+            raise BlobMissing("the entry was removed right after it was made")
+        return entry
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _one_at_a_time(self, upload: int) -> AsyncIterator[None]:
+        lock = self._committing.setdefault(upload, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._committing.pop(upload, None)
+
+    async def _blob_of(self, upload: int, finished: FinishedSmall | FinishedFile) -> NewBlob:
+        if isinstance(finished, FinishedFile):
+            return NewBlob(upload, finished.form, finished.size, b"", self._epoch(finished.form))
+        sha256 = hashlib.sha256(finished.data).digest()
+        form = await self._small_form(upload, finished.data, sha256)
+        return NewBlob(upload, form, len(finished.data), sha256, self._epoch(form))
+
+    async def _small_form(self, blob_id: int, data: bytes, sha256: bytes) -> Form:
+        if len(data) <= INLINE_LIMIT:
+            return Inline(data)
+        return await self.packs.append(blob_id, data, sha256)
+
+    def _epoch(self, form: Form) -> int:
+        """0 for what is synced already: everything in durable mode, and what the (always synced) index row holds."""
+        return 0 if self.options.durable or isinstance(form, Inline) else epochs.current(self.index)
+
+    def _admit(self, size: int) -> None:
+        """Refuse what cannot be kept before its bytes cross the wire."""
+        limit = self._largest()
+        if size > limit:
+            raise LimitExceeded(f"{size} bytes are more than one entry may have ({limit} bytes, limits.max_entry)")
+        if self.folder.free_bytes() - size < self.options.min_free:
+            raise StoreFull("the disk has no room")
+
+    def _largest(self) -> int:
+        return min(self.options.max_entry or self.options.max_size, self.options.max_size)
+
+    def _stand(self, upload: int, size: int) -> None:
+        if self.volatile.upload(upload) is None:
+            raise UploadUnknown("no such upload")
+        self._admit(size)
+
+    def is_stale(self, upload: int) -> bool:
+        """Whether this upload saw no byte for ``stale_upload``, or is gone. A few stats."""
+        row = self.volatile.upload(upload)
+        if row is None:
+            return True
+        return self.is_old(max(row.reserved_ms, self.staging.last_activity_ms(upload) or 0) / 1000)
+
+    def is_old(self, seconds: float) -> bool:
+        """Whether a file last written at this Unix time cannot be on its way in any more."""
+        return self._clock() - seconds >= self.options.stale_upload
+
+    async def new_id(self) -> int:
+        """A fresh id, for files that replace others."""
+        return await self._ids.take()
+
+    async def _open_segment(self) -> int:
+        segment = await self._ids.take()
+        await self.writer.submit(OpenSegment(segment, self.now_ms()))
+        return segment
+
+    async def _seal_segment(self, segment: int, length: int) -> None:
+        await self.writer.submit(SealSegment(segment, length, self.now_ms()))
+
+    def _damaged(self, blob_id: int, file_id: int, part: int) -> None:
+        self._background(self.quarantiner.damaged(BlobId(blob_id), f"piece in part {part} failed its checksum"))
+
+    def _background(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _forget_removed(self) -> None:
+        while True:
+            await asyncio.sleep(FORGET_SECONDS)
+            gone = [file_id for file_id, blob_id in self.blobs.held() if not self._still(file_id, blob_id)]
+            if gone:
+                self.blobs.forget(gone)
+
+    def _still(self, file_id: int, blob_id: int) -> bool:
+        row = self.index.blob(BlobId(blob_id))
+        return row is not None and isinstance(row.form, Filed | Packed) and _file_of(row.form) == file_id
+
+
+def _lies_there(folder: DataFolder, form: Filed) -> bool:
+    """Whether somebody removed or cut the files: a stat of the first part and of the last (microseconds)."""
+    try:
+        os.stat(folder.part(form.file_id, 0))
+        last = os.stat(folder.part(form.file_id, form.parts - 1))
+    except FileNotFoundError:
+        return False
+    return last.st_size >= form.trailer_offset + form.trailer_length
+
+
+def _info(row: UploadRow) -> UploadInfo:
+    return UploadInfo(
+        UploadId(row.id),
+        Namespace(row.space.protocol, row.space.tenant, row.space.scope, row.space.version),
+        row.key,
+        row.reserved_ms,
+        row.writer,
+        EntryFlag(row.flags),
+    )
+
+
+def _file_of(form: Filed | Packed) -> int:
+    return form.file_id if isinstance(form, Filed) else form.segment
