@@ -14,13 +14,14 @@ serve: ## Start a cache on this machine (SERVE_ARGS="--listen HOST:PORT --max-si
 	@scripts/environment
 	@exec $(PY) -m cachesrv serve $(SERVE_ARGS)
 
-lint: ## Format, lint and types; shell scripts and the container file too
+lint: ## Format, lint and types; shell scripts and deploy/ too
 	@scripts/environment test,lint
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/shellcheck scripts/* .ci/run
 	.venv/bin/hadolint deploy/Containerfile
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 test: lint ## Lint, then every test that PyPI and npm packages suffice for
 	@scripts/install-npm-clients

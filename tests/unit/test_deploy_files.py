@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +25,20 @@ def test_systemd_accepts_the_unit(tmp_path: Path, require_client: RequireClient)
 
 
 def test_the_example_settings_are_valid() -> None:
-    command = [sys.executable, "-m", "cachesrv", "config", "check", "--config", str(DEPLOY / "cachesrv.toml")]
+    command = [sys.executable, "-m", "cachesrv", "config", "check", str(DEPLOY / "cachesrv.toml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_settings_in_the_compose_file_are_valid(tmp_path: Path) -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    named = re.findall(r"^ +(CACHESRV_\w+__\w+): (.*)$", text, re.MULTILINE)
+    assert named
+    environment = {name: re.sub(r"\$\{\w+(?::-(.*)|:\?.*)\}", r"\1", value) or "given" for name, value in named}
+    settings = tmp_path / "listen.toml"
+    settings.write_text('[server]\nlisten = ["0.0.0.0:8700"]\n')
+    command = [sys.executable, "-m", "cachesrv", "config", "check", str(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
 
 
