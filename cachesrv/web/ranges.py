@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import hdrs
+from multidict import CIMultiDict
 
 from cachesrv.store.model import ByteRange
 
@@ -60,25 +61,28 @@ def plan_blob(headers: Mapping[str, str], size: int, etag: str) -> BlobAnswer:
     ``headers`` must be case-insensitive. x-ms-range wins over Range: Go's azblob sends only the former, and ignoring it
     corrupts data silently. Dates are not looked at: blobs never change under their tag.
     """
-    fixed: dict[str, str] = {hdrs.ETAG: f'"{etag}"', hdrs.ACCEPT_RANGES: "bytes"}
+    answer = CIMultiDict({"ETag": f'"{etag}"', hdrs.ACCEPT_RANGES: "bytes"})
     nothing = ByteRange(0, 0)
     if (match := headers.get(hdrs.IF_MATCH)) is not None and not _matches(match, etag, weak=False):
-        return BlobAnswer(412, nothing, fixed | {str(hdrs.CONTENT_LENGTH): "0"})
+        answer[hdrs.CONTENT_LENGTH] = "0"
+        return BlobAnswer(412, nothing, answer)
     if (match := headers.get(hdrs.IF_NONE_MATCH)) is not None and _matches(match, etag, weak=True):
-        return BlobAnswer(304, nothing, fixed)
+        return BlobAnswer(304, nothing, answer)
     wanted = None
     asked = headers.get(MS_RANGE) or headers.get(hdrs.RANGE)
     if asked and ((tag := headers.get(hdrs.IF_RANGE)) is None or _matches(tag, etag, weak=False)):
         try:
             wanted = parse_range(asked, size)
         except RangeNotSatisfiable:
-            gone: dict[str, str] = {hdrs.CONTENT_RANGE: f"bytes */{size}", hdrs.CONTENT_LENGTH: "0"}
-            return BlobAnswer(416, nothing, {**fixed, **gone})
+            answer[hdrs.CONTENT_RANGE] = f"bytes */{size}"
+            answer[hdrs.CONTENT_LENGTH] = "0"
+            return BlobAnswer(416, nothing, answer)
     if wanted is None:
-        return BlobAnswer(200, ByteRange(0, size), fixed | {str(hdrs.CONTENT_LENGTH): str(size)})
-    part = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
-    sizes: dict[str, str] = {hdrs.CONTENT_RANGE: part, hdrs.CONTENT_LENGTH: str(wanted.length)}
-    return BlobAnswer(206, wanted, {**fixed, **sizes})
+        answer[hdrs.CONTENT_LENGTH] = str(size)
+        return BlobAnswer(200, ByteRange(0, size), answer)
+    answer[hdrs.CONTENT_RANGE] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+    answer[hdrs.CONTENT_LENGTH] = str(wanted.length)
+    return BlobAnswer(206, wanted, answer)
 
 
 def _matches(value: str, etag: str, *, weak: bool) -> bool:
