@@ -1,0 +1,43 @@
+"""Every protocol test runs over each store in ``STORES``: the model, and whatever else keeps the same promises."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cachesrv.store.api import CacheStore
+from tests.doubles.memory_store import MemoryStore, SickStore
+from tests.protocol.actions.actions_server import ActionsServer, Clock, actions_server
+
+STORES = ["memory"]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> AsyncIterator[CacheStore]:
+    yield MemoryStore(clock=clock)
+
+
+@pytest.fixture
+async def cache(store: CacheStore, clock: Clock, tmp_path: Path) -> AsyncIterator[ActionsServer]:
+    """The room, and a client with a token of repository 1001, refs/heads/main, read and write."""
+    async with actions_server(store, clock, tmp_path / "room") as running:
+        yield running
+
+
+@pytest.fixture
+def sick_store(clock: Clock) -> SickStore:
+    return SickStore(clock=clock)
+
+
+@pytest.fixture
+async def sick(sick_store: SickStore, clock: Clock, tmp_path: Path) -> AsyncIterator[ActionsServer]:
+    """The room over a store that fails where ``sick_store.sick`` says."""
+    async with actions_server(sick_store, clock, tmp_path / "room") as running:
+        yield running
