@@ -50,14 +50,14 @@ def stats(config: Path | None, url: str | None, data: Path | None, token: str | 
         root = data or settings_source.data_folder(settings, os.environ)
         raw = msgspec.json.encode(_read(root, settings))
         source = str(root)
-    if as_json:
-        click.echo(msgspec.json.format(raw, indent=2))
-        return
     try:
         report = msgspec.json.decode(raw, type=Report)
-    except msgspec.DecodeError:
-        raise click.ClickException(f"{source}: the answer is not a report of this version (schema {SCHEMA})") from None
-    render(report, Console(file=sys.stdout), source=source)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise click.ClickException(f"{source}: the answer is not a report of schema {SCHEMA}") from None
+    if as_json:
+        click.echo(msgspec.json.format(raw, indent=2))
+    else:
+        render(report, Console(file=sys.stdout), source=source)
 
 
 def _read(root: Path, settings: Settings) -> Report:

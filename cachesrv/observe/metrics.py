@@ -46,7 +46,7 @@ class _Shared(Collector):
 
     def collect(self) -> Iterator[Metric]:
         path = counters_path(self._root)
-        snapshot = read_counters(path, now_ms=int(self._now * 1000))
+        snapshot = read_counters(path, now_ms=int(self._now * 1000), tenants=False)
         yield from _counted(snapshot.totals if snapshot else Totals())
         yield from self._stored()
         yield InfoMetricFamily("cachesrv_build", "The program.", value={"version": cachesrv.__version__})
