@@ -1,4 +1,4 @@
-"""When each entry was last used: a shared memory-mapped array of u32 Unix seconds, one a slot (docs/format.md, Recency).
+"""When each entry was last used: a shared memory-mapped array of u32 Unix seconds by slot (docs/format.md, Recency).
 
 A touch is one aligned 4-byte store into shared memory: no system call, no lock, kept by the kernel when a process is
 killed (a power cut may lose the last half minute, which costs at most an early eviction). 0 means never used. Slot 0 is

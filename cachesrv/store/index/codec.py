@@ -1,7 +1,7 @@
 """The envelope of every value in the index, and the bytes of its keys (docs/format.md, Index).
 
-A value is: version u8 | payload | the low 32 bits of xxh3-64 over version and payload. LMDB 0.9 has no page checksum, so
-this is how a rotten row is told from a good one. A row that fails raises :class:`RowDamaged`; nothing is guessed.
+A value is: version u8 | payload | the low 32 bits of xxh3-64 over version and payload. LMDB 0.9 has no page checksum,
+so this is how a rotten row is told from a good one. A row that fails raises :class:`RowDamaged`; nothing is guessed.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 from cachesrv.store.api import EntryFilter, EntryPage, Usage
@@ -38,6 +38,27 @@ from cachesrv.store.recency import Recency
 
 _log = logging.getLogger(__name__)
 _Row = TypeVar("_Row")
+
+
+class _Reading:
+    """A read transaction; a damaged row inside ends it quietly, and the caller falls through to "missing"."""
+
+    __slots__ = ("_environment", "_report", "_txn")
+
+    def __init__(self, environment: Environment, report: Callable[[RowDamaged], None]) -> None:
+        self._environment = environment
+        self._report = report
+
+    def __enter__(self) -> Rows:
+        self._txn = self._environment.env.begin()
+        return Rows(self._txn, self._environment.tables)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        self._txn.abort()
+        if isinstance(error, RowDamaged):
+            self._report(error)
+            return True
+        return False
 
 
 class Index:
@@ -88,7 +109,7 @@ class Index:
         """One page. Raises StoreError on a cursor that is not one of ours. A page may be short, even empty, and still
         have a cursor: one call looks at LOOK_LIMIT rows at most."""
         with self._reading() as rows:
-            page = listing.page(rows, wanted, limit, cursor, self._report)
+            page = listing.page(rows, wanted, limit, cursor, self.report)
             found = [self._entry(clock, rec, names) for clock, rec, names in page.found]
             return EntryPage(found, page.cursor)
         return EntryPage([], None)
@@ -157,7 +178,7 @@ class Index:
                     rec = lookup.rec(rows, clock)
                     blob = rec and lookup.blob(rows, rec.blob)
                 except RowDamaged as error:
-                    self._report(error)
+                    self.report(error)
                     rec = blob = None
                 size, slot, expires = (rec.size, rec.slot, bool(rec.flags & EntryFlag.EXPIRES)) if rec else (0, 0, True)
                 found.append(LruRow(clock, seconds, slot, size, disk_bytes(blob.form) if blob else 0, expires))
@@ -170,7 +191,7 @@ class Index:
     def graves_due(self, now_s: int, limit: int | None) -> list[GraveRow]:
         """Those due at or before ``now_s``."""
         stop = GRAVE.pack(now_s + 1, 0) if now_s < 0xFFFFFFFF else b""
-        return self._list("grave", b"\0", stop, limit, lambda k, v: unpack_grave(*GRAVE.unpack(k), v))
+        return self._list("grave", b"\0", stop, limit, _grave)
 
     def segments(self) -> list[SegmentRow]:
         """All pack segments, oldest id first."""
@@ -196,16 +217,11 @@ class Index:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _reading(self) -> Iterator[Rows]:
-        """A read transaction; a damaged row inside ends it quietly, and the caller falls through to "missing"."""
-        with self.environment.reading() as rows:
-            try:
-                yield rows
-            except RowDamaged as error:
-                self._report(error)
+    def _reading(self) -> _Reading:
+        return _Reading(self.environment, self.report)
 
-    def _report(self, error: RowDamaged) -> None:
+    def report(self, error: RowDamaged) -> None:
+        """Say that a row is damaged."""
         _log.error("damaged row in the index: table %s, key %s", error.table, error.key.hex())
         if self.on_damage is not None:
             self.on_damage(error)
@@ -221,7 +237,7 @@ class Index:
                 try:
                     found.append(unpack(key, unseal(table, key, value)))
                 except (RowDamaged, struct.error) as error:
-                    self._report(error if isinstance(error, RowDamaged) else RowDamaged(table, key))
+                    self.report(error if isinstance(error, RowDamaged) else RowDamaged(table, key))
         return found
 
     def _todo(self, what: int, limit: int) -> list[BlobId]:
@@ -243,6 +259,11 @@ class Index:
             EntryFlag(rec.flags),
             rec.slot,
         )
+
+
+def _grave(key: bytes, payload: bytes) -> GraveRow:
+    due_s, file_id = GRAVE.unpack(key)
+    return unpack_grave(due_s, file_id, payload)
 
 
 def _wire(namespace: Namespace) -> Space:

@@ -20,8 +20,8 @@ from cachesrv.store.model import EntryFlag, Namespace, UploadId, UploadInfo
 
 class BlobRow(msgspec.Struct, frozen=True):
     """One blob. ``dead``: nothing refers to it, it can be read by id until ``due_s``; ``successor`` is then the blob of
-    equal content that took its references, or 0. ``bad``: quarantined. ``sha256`` is b"" while unknown, ``epoch`` 0 when
-    the blob is proven durable. ``names`` counts the entries whose primary blob it is, ``tenant`` is who brought it."""
+    equal content that took its references, or 0. ``bad``: quarantined. ``sha256`` is b"" while unknown, ``epoch`` 0
+    when the blob is proven durable. ``names`` counts the entries whose primary blob it is, ``tenant`` is who brought it."""
 
     id: int
     form: Form
@@ -131,8 +131,8 @@ class Totals(msgspec.Struct):
     """Sums over the whole store, kept in the transaction that changes them.
 
     ``logical_bytes``: sizes of all entries; ``raw_bytes``: sizes of live blobs; ``stored_bytes``: what these take in
-    their form (inline: the bytes, packed: the record, filed: the files); ``dedup_bytes``: what entries that share a blob
-    would take once more. On disk lie ``file_bytes`` (live), ``segment_bytes`` and ``grave_bytes`` (waiting for unlink).
+    their form (inline: the bytes, packed: the record, filed: the files); ``dedup_bytes``: what entries that share a
+    blob would take once more. On disk lie ``file_bytes`` (live), ``segment_bytes`` and ``grave_bytes`` (waiting for unlink).
     """
 
     entries: int = 0
@@ -272,7 +272,8 @@ def pack_rec(row: RecRow) -> bytes:
 def unpack_rec(data: bytes) -> RecRow:
     writer, at = take_text(data, _REC.size)
     key, _ = take_text(data, at)
-    return RecRow(*_REC.unpack_from(data), writer, key)
+    blob, size, space, tenant, slot, flags, created_ms, queue, queued_s = _REC.unpack_from(data)
+    return RecRow(blob, size, space, tenant, slot, flags, created_ms, queue, queued_s, writer, key)
 
 
 def pack_grave(row: GraveRow) -> bytes:
@@ -320,7 +321,8 @@ def pack_space(row: SpaceRow) -> bytes:
 
 def unpack_space(space: int, data: bytes) -> SpaceRow:
     names, _ = _take_names(data, _SPACE.size)
-    return SpaceRow(space, *_SPACE.unpack_from(data), names)
+    tenant, entries, size = _SPACE.unpack_from(data)
+    return SpaceRow(space, tenant, entries, size, names)
 
 
 def pack_totals(row: Totals) -> bytes:

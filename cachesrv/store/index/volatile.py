@@ -47,14 +47,10 @@ class Volatile:
         if not boot or _read(path / _BOOT) != boot:
             self._wipe(boot)
         try:
-            self._environment = Environment.open(
-                path, _NAMES, readonly=False, map_bytes=VOLATILE_MAP_BYTES, sync=False
-            )
+            self._environment = Environment.open(path, _NAMES, readonly=False, map_bytes=VOLATILE_MAP_BYTES, sync=False)
         except FormatError:
             self._wipe(boot)
-            self._environment = Environment.open(
-                path, _NAMES, readonly=False, map_bytes=VOLATILE_MAP_BYTES, sync=False
-            )
+            self._environment = Environment.open(path, _NAMES, readonly=False, map_bytes=VOLATILE_MAP_BYTES, sync=False)
         return self
 
     @property
@@ -101,13 +97,18 @@ class Volatile:
 
     def upload(self, upload: int) -> UploadRow | None:
         with self._reading() as rows:
-            return rows and upload_row(rows, upload)
+            return None if rows is None else upload_row(rows, upload)
 
     def reservation(self, namespace: Namespace, key: str) -> int | None:
         """The upload that holds this key."""
         space = Space(namespace.protocol, namespace.tenant, namespace.scope, namespace.version)
         with self._reading() as rows:
-            return rows and holder(rows, space, key)
+            return None if rows is None else holder(rows, space, key)
+
+    def finished(self, upload: int) -> int | None:
+        """The entry that this upload became; known for the last FINISHED_ROWS of them."""
+        with self._reading() as rows:
+            return rows and finished_as(rows, upload)
 
     def uploads(self) -> list[UploadRow]:
         """All of them, oldest id first."""
@@ -149,6 +150,23 @@ def put_upload(rows: Rows, row: UploadRow) -> None:
     """Make an upload stand, and its reservation its own."""
     rows.put("upload", U64.pack(row.id), pack_upload(row))
     rows.put("reservation", reservation_key(row.space, row.key), U64.pack(row.id))
+
+
+def finished_as(rows: Rows, upload: int) -> int | None:
+    try:
+        payload = rows.get("finished", U64.pack(upload))
+    except RowDamaged:
+        return None
+    return None if payload is None else int(U64.unpack(payload)[0])
+
+
+def put_finished(rows: Rows, upload: int, clock: int) -> None:
+    """Remember what an upload became; the oldest beyond FINISHED_ROWS is forgotten."""
+    rows.put("finished", U64.pack(upload), U64.pack(clock))
+    if rows.count("finished") > FINISHED_ROWS:
+        for key, _ in rows.scan("finished", b"\0"):
+            rows.delete("finished", key)
+            break
 
 
 def drop_upload(rows: Rows, upload: int) -> bool:
