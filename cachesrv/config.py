@@ -6,6 +6,7 @@ Each field's ``description`` is the comment that ``cachesrv config init`` writes
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,7 +40,7 @@ def parse_size(value: object) -> object:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", value, re.IGNORECASE)
     if not found or found[2].lower() not in _SIZES:
         raise ValueError(f"not a size: {value!r} (write it as 50GB, 512MiB or a number of bytes)")
-    return int(float(found[1]) * _SIZES[found[2].lower()])
+    return int(Decimal(found[1]) * _SIZES[found[2].lower()])
 
 
 def parse_duration(value: object) -> object:
@@ -78,9 +79,10 @@ def _address(value: str) -> str:
 
 def _network(value: str) -> str:
     try:
-        ip_network(value, strict=False)
+        if value != "unix":
+            ip_network(value, strict=False)
     except ValueError as error:
-        raise ValueError(f"not a network: {value!r} (write it as 10.0.0.0/8 or 192.0.2.7)") from error
+        raise ValueError(f"not a network: {value!r} (write it as 10.0.0.0/8, 192.0.2.7 or unix)") from error
     return value
 
 
@@ -113,7 +115,9 @@ class ServerSettings(Section):
     )
     workers: int = Field(0, ge=0, le=256, description="Worker processes; 0 means one a core (1 on macOS).")
     base_url: Url = Field("", description="The URL clients see, if it is not the one they ask at (behind a proxy).")
-    trusted_proxies: list[Network] = Field([], description="Networks whose X-Forwarded-Proto/-Host are believed.")
+    trusted_proxies: list[Network] = Field(
+        [], description="Networks whose X-Forwarded-Proto/-Host are believed; unix: the unix sockets."
+    )
     drain: Seconds = Field(30.0, description="How long SIGTERM waits for requests in progress.")
 
 

@@ -10,8 +10,8 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,20 @@ def load(
     return Settings(**{name: getattr(layered, name) for name in Settings.model_fields})
 
 
-def locate(key: Key, path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]]) -> str:
-    """Where a key that was accepted got its value ("file:line", variable, flag, or "" for the default)."""
+def located(
+    problems: Sequence[Problem],
+    path: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, Mapping[str, object]] | None = None,
+) -> list[Problem]:
+    """The same problems, found after loading, with the place where their key was set (none if it was not)."""
     if path is None and default_path(environ).is_file():
         path = default_path(environ)
-    return _origin(key, flags, environ, path, lines_of_keys(_read(path)) if path else {})
+    lines = lines_of_keys(_read(path)) if path else {}
+    return [
+        replace(problem, where=_origin(tuple(problem.key.split(".")), flags or {}, environ, path, lines))
+        for problem in problems
+    ]
 
 
 def lines_of_keys(text: str) -> dict[Key, int]:

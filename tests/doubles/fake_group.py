@@ -152,7 +152,10 @@ PARTS = Parts(own=own, seats=seats, commit=commit, keep=keep, serve=serve)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--workers", type=int, default=2)
 def main(config: Path | None, listen: tuple[str, ...], data: Path, workers: int) -> None:
-    flags = {"server": {"listen": list(listen), "workers": workers}, "store": {"data": data}}
+    flags: dict[str, dict[str, object]] = {
+        "server": {"listen": list(listen), "workers": workers},
+        "store": {"data": data},
+    }
     try:
         serve_module.run(config, flags, PARTS)
     except Exception as error:

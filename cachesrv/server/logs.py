@@ -1,0 +1,144 @@
+"""Structured logs on standard error: text on a terminal, JSON otherwise; one write a line, so processes do not mix.
+
+Nothing secret is ever logged: paths without their query (signed URLs are secrets), no header values but the user agent,
+tracebacks without local variables, and configured secrets are blotted out wherever they turn up.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Final, Literal, TextIO
+from urllib.parse import quote
+
+import msgspec
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractAccessLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+ACCESS: Final = "cachesrv.access"
+REQUEST_ID: Final = "x-ms-request-id"
+"""The header that carries the request id of every answer; the access line repeats it."""
+BLOT: Final = "***"
+AGENT_CHARACTERS: Final = 200
+PATH_CHARACTERS: Final = 1000
+
+_process = "supervisor"
+_secrets: tuple[str, ...] = ()
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """The last step of every line: no configured secret passes it, whoever logged it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        for secret in _secrets:
+            line = line.replace(secret, BLOT)
+        return line
+
+
+def hide(*secrets: str) -> None:
+    """Blot these texts, and their percent-encoded forms, out of every line from now on."""
+    global _secrets
+    plain = {secret for secret in secrets if secret}
+    _secrets = tuple(plain | {quote(secret, safe="") for secret in plain} | {_json(secret)[1:-1] for secret in plain})
+
+
+def name_process(name: str) -> None:
+    """What the lines of this process say under ``process``."""
+    global _process
+    _process = name
+
+
+def configure(
+    format: Literal["auto", "text", "json"],
+    level: str,
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Set up structlog and the standard library's logging of this process. May be called again."""
+    stream = stream or sys.stderr
+    text = stream.isatty() if format == "auto" else format == "text"
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_process,
+    ]
+    renderer: list[Processor]
+    if text:
+        renderer = [
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+            )
+        ]
+    else:
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        _Formatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _add_process(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    event["process"] = _process
+    return event
+
+
+def _json(value: Any, **_: Any) -> str:
+    return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def printable(text: str, limit: int) -> str:
+    """Client-chosen text for a log line: printable ASCII, everything else escaped, cut at ``limit`` characters."""
+    text = text[:limit]
+    return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
+
+
+class AccessLog(AbstractAccessLogger):
+    """One line for every answered request, malformed ones included."""
+
+    __slots__ = ("_log",)
+
+    def __init__(self, logger: logging.Logger, log_format: str) -> None:
+        super().__init__(logger, log_format)
+        self._log = structlog.stdlib.get_logger(ACCESS).bind()
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        self._log.info(
+            "request",
+            method=printable(request.method, 20),
+            path=printable(request.rel_url.raw_path, PATH_CHARACTERS),
+            status=response.status,
+            bytes=bytes_sent(request, response),
+            ms=round(time * 1000, 2),
+            request_id=response.headers.get(REQUEST_ID, ""),
+            agent=printable(request.headers.get(hdrs.USER_AGENT, ""), AGENT_CHARACTERS),
+        )
+
+    @property
+    def enabled(self) -> bool:
+        return self.logger.isEnabledFor(logging.INFO)
+
+
+def bytes_sent(request: web.BaseRequest, response: web.StreamResponse) -> int:
+    """Bytes of the body as announced; of an unannounced one what passed through aiohttp's writer."""
+    if request.method == hdrs.METH_HEAD:
+        return 0
+    return response.content_length if response.content_length is not None else response.body_length
