@@ -12,7 +12,7 @@ from cachesrv.store.folder import DataFolder
 from cachesrv.store.index import Index, Volatile
 
 
-class StoreStats:
+class IndexView:
     """Reads the index of a worker, or one that :func:`opened` opened. Holds nothing and closes nothing."""
 
     def __init__(self, index: Index, volatile: Volatile) -> None:
@@ -38,7 +38,7 @@ class StoreStats:
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[StoreStats]:
+def opened(root: Path) -> Iterator[IndexView]:
     """The store in a data folder, read-only, whether or not a server runs on it.
 
     For processes that have no store open: an index can be open once a process. Raises FormatError, StoreUnavailable.
@@ -49,4 +49,4 @@ def opened(root: Path) -> Iterator[StoreStats]:
         closing(Index.open(folder.index, readonly=True)) as index,
         closing(Volatile.open(folder.volatile, readonly=True)) as volatile,
     ):
-        yield StoreStats(index, volatile)
+        yield IndexView(index, volatile)
