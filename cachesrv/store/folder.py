@@ -11,20 +11,20 @@ A file is never renamed within ``f/`` or ``p/``, never truncated while it holds 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cachesrv.store.commands import Filed, Form, Packed
 from cachesrv.store.constants import FORMAT_VERSION
-from cachesrv.store.data.io import disk_errors, sync_folder
+from cachesrv.store.data.io import disk_errors, sync_file_system, sync_folder
 from cachesrv.store.errors import FormatError, StoreLocked
 
 BUCKETS: Final = 256
@@ -207,6 +207,28 @@ class DataFolder:
             return False
         return True
 
+    def segment_bytes(self, segment_id: int) -> int:
+        """Length of a pack segment on disk; 0 when it is gone."""
+        try:
+            return os.stat(self.segment(segment_id)).st_size
+        except FileNotFoundError:
+            return 0
+
+    def sync_everything(self) -> None:
+        """Returns when all that was written to this file system is on disk. Blocks, for seconds if there is much."""
+        with disk_errors():
+            sync_file_system(self.root)
+
+    # -- damage --------------------------------------------------------------------------------------------------------
+
+    def quarantine(self, file_id: int, parts: int) -> None:
+        """Move the parts of a damaged blob to ``q/``. Repeats, and parts that are gone, do no harm."""
+        with disk_errors():
+            for part in range(parts):
+                path = self.part(file_id, part)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(path, self.quarantined(path))
+
     # -- sweeping and removing -----------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[FoundFiles]:
@@ -265,17 +287,6 @@ class DataFolder:
             for part in range(parts) if isinstance(parts, int) else parts:
                 freed += _unlink(self.part(file_id, part))
         return freed
-
-    def quarantine(self, file_id: int, parts: int) -> int:
-        """Move parts 0..parts-1 to ``q/``; what is gone already is fine. Returns how many were moved."""
-        moved = 0
-        with disk_errors():
-            for part in range(parts):
-                path = self.part(file_id, part)
-                with suppress(FileNotFoundError):
-                    os.rename(path, self.quarantined(path))
-                    moved += 1
-        return moved
 
     def remove_log(self, file_id: int) -> None:
         """Unlink the upload log alone: the upload became a blob."""

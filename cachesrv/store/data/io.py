@@ -90,6 +90,20 @@ def sync_folder(path: str | Path) -> None:
         os.close(fd)
 
 
+def sync_file_system(path: str | Path) -> None:
+    """syncfs(2) of the file system that holds ``path``; sync(2) where there is no such call. Raises OSError."""
+    if sys.platform != "linux":
+        os.sync()
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
     """Turn an OSError into the store's word for it; messages name no path."""

@@ -3,11 +3,6 @@
 While the body arrives on the event loop, batches of at most PIECE_BYTES are written and checksummed in threads (both
 release the GIL), several at a time; SHA-256 runs beside them in another thread. Receiving and writing overlap.
 
-Memory: all bodies of a worker together hold BODY_BUDGET_BYTES (and one received chunk each). Half is for bytes that are
-being gathered: a body gathers no more than its share of it (half / bodies in progress) and then writes a part of a
-piece. Half is for batches under way: a body waits for room there before it reads on. That room comes back as the disk
-works, never by waiting for a client, so bodies cannot block each other for good.
-
 A piece never crosses the end of an extent. Nothing is recorded here: a body that fails leaves garbage in its regions
 and no thread at work.
 """
@@ -25,6 +20,7 @@ from xxhash import xxh3_64
 
 from cachesrv.store.api import Body
 from cachesrv.store.constants import BODY_BUDGET_BYTES, PIECE_BYTES, SYNC_BEHIND_BYTES, KiB
+from cachesrv.store.data.budget import BodyBudget
 from cachesrv.store.data.io import (
     HASH_THREADS,
     LOG_THREADS,
@@ -48,53 +44,6 @@ SMALL_CHUNK_BYTES: Final = 16 * KiB
 """Chunks below this are copied together: a body of single bytes must not cost fifty times its size."""
 COPIED_BYTES: Final = 256 * KiB
 """Small chunks are copied together up to this."""
-
-
-class BodyBudget:
-    """Who may hold how many bytes of bodies. For one event loop."""
-
-    def __init__(self, limit: int = BODY_BUDGET_BYTES) -> None:
-        self._half = max(limit // 2, 1)
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self.bodies = 0
-        self.under_way = 0
-        """Bytes of batches that are being written or hashed."""
-
-    def share(self) -> int:
-        """Bytes that one body may gather before it writes."""
-        return max(self._half // max(self.bodies, 1), 1)
-
-    async def admit(self, size: int) -> None:
-        """Wait for room for a batch, first come first served. A batch larger than everything goes alone."""
-        if not self._waiting and self._fits(size):
-            self.under_way += size
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self.release(size)  # it was this body's turn already
-            self._grant()  # a cancelled turn that stands first is passed over
-            raise
-
-    def release(self, size: int) -> None:
-        self.under_way -= size
-        self._grant()
-
-    def _fits(self, size: int) -> bool:
-        return self.under_way == 0 or self.under_way + size <= self._half
-
-    def _grant(self) -> None:
-        while self._waiting:
-            size, turn = self._waiting[0]
-            if not turn.cancelled():
-                if not self._fits(size):
-                    return
-                self.under_way += size
-                turn.set_result(None)
-            self._waiting.popleft()
 
 
 class Batch:
@@ -216,6 +165,46 @@ class Pipeline:
         for threads in (self.writes, self.hashes, self.logs, self.syncs):
             threads.close()
 
+    def is_small(self, length: int) -> bool:
+        """Whether a body of this length may be gathered as a whole and written by one job: one hop instead of three."""
+        return 0 < length <= min(PIECE_BYTES, self.budget.share())
+
+    async def gather(self, body: Body, length: int) -> Batch:
+        """A small body in memory. Raises SizeMismatch and what the body raises."""
+        batch = Batch()
+        self.budget.bodies += 1
+        try:
+            async for chunk in body:
+                batch.add(chunk)
+                if batch.size > length:
+                    break
+        finally:
+            self.budget.bodies -= 1
+        if batch.size != length:
+            raise SizeMismatch(length, batch.size)
+        return batch
+
+    async def work(self, size: int, job: Callable[[], None]) -> None:
+        """Run a job that holds ``size`` bytes, when the budget has room for them."""
+        await self.budget.admit(size)
+        try:
+            await self.writes.run(job)
+        finally:
+            self.budget.release(size)
+
+    def write(self, fd: int, batch: Batch, offset: int, checksum: xxh3_64) -> None:
+        """In a thread: write and checksum. The bytes are read twice and copied once (to the page cache). Raises
+        StoreUnavailable."""
+        with disk_errors():
+            write_all(self.disk, fd, batch.buffers, offset)
+        for buffer in batch.buffers:
+            checksum.update(buffer)
+        if self._write_behind:
+            # Whoever passes a multiple of SYNC_BEHIND_BYTES starts the write-back of the stretch before it.
+            passed = (offset + batch.size) // SYNC_BEHIND_BYTES * SYNC_BEHIND_BYTES
+            if passed > offset:
+                self.disk.write_behind(fd, passed - SYNC_BEHIND_BYTES, SYNC_BEHIND_BYTES)
+
     async def pour(
         self,
         body: Body,
@@ -230,7 +219,7 @@ class Pipeline:
 
         Raises SizeMismatch, LimitExceeded, StoreUnavailable and what the body raises; by then no thread works on it.
         """
-        pour = _Pour(self, regions, length, digests, limit, self._write_behind)
+        pour = _Pour(self, regions, length, digests, limit)
         self.budget.bodies += 1
         try:
             await pour.receive(body)
@@ -250,14 +239,12 @@ class _Pour:
         length: int | None,
         digests: BodyHash | None,
         limit: int | None,
-        write_behind: bool,
     ) -> None:
         self._pipeline = pipeline
         self._regions = regions
         self._length = length
         self._digests = digests
         self._limit = limit
-        self._write_behind = write_behind
         self._size = 0
         self._taken = 0
         self._places: list[OpenExtent] = []
@@ -379,20 +366,10 @@ class _Pour:
         self._failure = self._failure or oldest.exception()
 
     def _write(self, piece: _OpenPiece, batch: Batch, offset: int, last: bool) -> None:
-        """In a thread. The bytes are read twice (page cache, checksum) and copied once (page cache)."""
-        disk, fd = self._pipeline.disk, piece.place.fd
-        with disk_errors():
-            write_all(disk, fd, batch.buffers, offset)
         assert piece.checksum is not None
-        for buffer in batch.buffers:
-            piece.checksum.update(buffer)
+        self._pipeline.write(piece.place.fd, batch, offset, piece.checksum)
         if last:
             piece.close()
-        if self._write_behind:
-            # Whoever passes a multiple of SYNC_BEHIND_BYTES starts the write-back of the stretch before it.
-            passed = (offset + batch.size) // SYNC_BEHIND_BYTES * SYNC_BEHIND_BYTES
-            if passed > offset:
-                disk.write_behind(fd, passed - SYNC_BEHIND_BYTES, SYNC_BEHIND_BYTES)
 
     def _check(self) -> None:
         if isinstance(self._failure, Exception):

@@ -86,13 +86,20 @@ class UploadRegions:
         self._begun = False
 
     def take(self, length: int) -> list[OpenExtent]:
+        return self._take(length, whole=False)
+
+    def take_one(self, length: int) -> OpenExtent:
+        """The same in one extent, for a length that is small against a part."""
+        return self._take(length, whole=True)[0]
+
+    def _take(self, length: int, *, whole: bool) -> list[OpenExtent]:
         self._parts.check_space(length)
         # The first bytes make the log. If it is gone later on, the upload was dropped while this body came.
         with disk_errors(), self._logs.open(self._upload_id, create=not self._begun) as log:
             self._begun = True
             if log.state.sealed is not None:
                 raise UploadUnknown("this upload is already finished")
-            return reserve(log, self._parts, self._disk, length)
+            return reserve(log, self._parts, self._disk, length, whole=whole)
 
     def close(self) -> None:
         self._parts.close()

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from xxhash import xxh3_64
+
 from cachesrv.store.api import Body
 from cachesrv.store.commands import Filed
 from cachesrv.store.constants import BODY_BUDGET_BYTES, PACK_LIMIT, PART_BYTES, KiB
@@ -21,7 +23,7 @@ from cachesrv.store.data.io import Disk, disk_errors
 from cachesrv.store.data.layout import Layout, Piece
 from cachesrv.store.data.pipeline import Batch, BodyHash, Pipeline, Poured
 from cachesrv.store.data.regions import OpenParts, OwnRegions, UploadRegions
-from cachesrv.store.data.uploadlog import ID_BYTES, NAMED, RANGE, WHOLE, Block, UploadLogs, encode_block
+from cachesrv.store.data.uploadlog import ID_BYTES, NAMED, RANGE, WHOLE, Block, Extent, UploadLogs, encode_block
 from cachesrv.store.errors import (
     DigestMismatch,
     LimitExceeded,
@@ -110,14 +112,36 @@ class Staging:
 
     async def _stage(self, upload_id: int, kind: int, name: bytes, start: int, body: Body, length: int) -> None:
         regions = UploadRegions(self._logs, upload_id, self._parts(upload_id), self._disk)
+        if self._pipeline.is_small(length):
+            batch = await self._pipeline.gather(body, length)
+            job = partial(self._stage_at_once, upload_id, kind, name, start, batch, regions)
+            await self._pipeline.work(length, job)
+            return
         try:
             poured = await self._pipeline.pour(body, length, regions)
-        finally:
+        except (Exception, asyncio.CancelledError):
             await self._pipeline.logs.run(regions.close)
+            raise
         pieces = tuple((piece.raw, piece.xxh3) for piece in poured.pieces)
-        await self._pipeline.logs.run(self._record, upload_id, Block(kind, name, start, length, poured.extents, pieces))
+        block = Block(kind, name, start, length, poured.extents, pieces)
+        await self._pipeline.logs.run(self._record, upload_id, block, regions)
 
-    def _record(self, upload_id: int, block: Block) -> None:
+    def _stage_at_once(
+        self, upload_id: int, kind: int, name: bytes, start: int, batch: Batch, regions: UploadRegions
+    ) -> None:
+        checksum = xxh3_64()
+        try:
+            place = regions.take_one(batch.size)
+            self._pipeline.write(place.fd, batch, place.offset, checksum)
+        except Exception:
+            regions.close()
+            raise
+        extents = (Extent(place.part, place.offset, batch.size),)
+        pieces = ((batch.size, checksum.intdigest()),)
+        self._record(upload_id, Block(kind, name, start, batch.size, extents, pieces), regions)
+
+    def _record(self, upload_id: int, block: Block, regions: UploadRegions) -> None:
+        regions.close()
         # Only a block without bytes makes the log here; a log that is gone by now belonged to a dropped upload.
         with disk_errors(), self._logs.open(upload_id, create=not block.length) as log:
             if log.state.sealed is not None:
