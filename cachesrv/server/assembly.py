@@ -23,7 +23,7 @@ from cachesrv.observe.events import counting
 from cachesrv.observe.history import History
 from cachesrv.observe.recorder import NullRecorder, Recorder
 from cachesrv.observe.room import ObserveRoom
-from cachesrv.observe.view import StoreStats
+from cachesrv.observe.view import IndexView
 from cachesrv.protocols.actions.links import BLOB_PATH
 from cachesrv.protocols.actions.room import ActionsRoom
 from cachesrv.server.child import StartupError
@@ -122,7 +122,7 @@ async def keep_house(duty: Duty, stop: asyncio.Event, ready: Ready) -> None:
     """See ``Parts.keep``: the store's housekeeping and the history of the counters."""
     listener = _listener(_recorder(duty.root, layout.HOUSEKEEPER))
     store = await Store.start(duty.root, store_options(duty.settings), on_event=listener)
-    view = StoreStats(store.index, store.volatile)
+    view = IndexView(store.index, store.volatile)
     history = asyncio.create_task(_keep_history(History(duty.root, view, store.writer.submit)), name="history")
     ready()
     try:
@@ -157,7 +157,7 @@ async def serve_rooms(duty: Duty) -> AsyncIterator[Served]:
             raise SettingsInvalid(Problem("", "", str(error))) from error
         observe = ObserveRoom(
             duty.root,
-            StoreStats(store.index, store.volatile),
+            IndexView(store.index, store.volatile),
             budget=settings.store.max_size,
             local=duty.local,
             admin_token=settings.auth.admin_token,
