@@ -11,6 +11,7 @@ A slot has one writer: one process, one thread of it. Two threads of a process m
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -79,8 +80,12 @@ def open_counters(path: Path, processes: int, *, now_ms: int | None = None) -> N
 def _reserve(fd: int, size: int) -> None:
     """Give the file real space up to ``size``: a store into a hole of a mapped file on a full disk is a SIGBUS."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-        return
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
     end = os.fstat(fd).st_size
     while end < size:
         end += os.pwrite(fd, bytes(min(size - end, 1 << 20)), end)

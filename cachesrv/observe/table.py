@@ -102,7 +102,8 @@ def render(report: Report, console: Console, *, source: str) -> None:
     console.print()
     if not report.windows["all"].total.requests:
         console.print("Nothing has been asked of this cache yet.")
-        console.print("Start it with `cachesrv serve`: it prints the lines that point a runner at it.")
+        start = "Start it with `cachesrv serve`: it prints" if report.started is None else "`cachesrv serve` printed"
+        console.print(f"{start} the lines that point a runner at it.")
         return
     for table in (_windows(report), _protocols(report), _repositories(report)):
         console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -134,6 +135,19 @@ def test_the_file_has_real_space_so_that_a_full_disk_cannot_break_a_store(path: 
     found = path.stat()
     assert found.st_blocks * 512 >= found.st_size
     assert found.st_mode & 0o077 == 0
+
+
+def test_a_file_system_that_cannot_reserve_gets_zeros_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    path = counters_path(tmp_path)
+    for slots in (4, 6):
+        open_counters(path, slots)
+        assert path.stat().st_blocks * 512 >= path.stat().st_size == layout.HEAD_BYTES + slots * layout.SLOT_BYTES
+        SharedRecorder(path, slots - 1).saved("zstd", 1)
+    assert totals(path).saved == {"zstd": 2}
 
 
 def test_tenants_past_the_table_are_one_row_and_memory_stays_bounded(path: Path) -> None:
