@@ -36,13 +36,14 @@ PROBE_LEVEL: Final = 1
 
 async def compress(
     paths: Paths,
-    form: Filed,
     blob_id: int,
     size: int,
+    form: Filed,
     file_id: int,
     *,
     level: int,
-    pace: Pace | None = None,
+    threads: Threads,
+    pace: Pace,
     durable: bool = True,
     disk: Disk | None = None,
     part_bytes: int = PART_BYTES,
@@ -56,26 +57,21 @@ async def compress(
     """
     if form.zstd:
         raise ValueError("the blob is in frames already")
-    pace = pace or Pace(0)
-    threads = Threads("zstd", 1)
-    try:
-        async with opened(paths, form, blob_id, size, threads) as source:
-            if not await _would_shrink(source, threads, pace, piece_bytes):
-                return None
-            rewrite = _Rewrite(paths, file_id, level, durable, disk or Disk(), part_bytes, piece_bytes)
-            filed: Filed | None = None
-            try:
-                for pieces in jobs(source.table):
-                    await threads.run(rewrite.add, source, pieces)
-                    await pace.take(source.table.start(pieces.stop) - source.table.start(pieces.start))
-                filed = await threads.run(rewrite.finish, source.table)
-            finally:
-                if filed is None or filed.disk_bytes > size * (1 - MIN_SAVING):
-                    filed = None
-                    await threads.run(rewrite.abandon)
-            return filed
-    finally:
-        threads.close()
+    async with opened(paths, form, blob_id, size, threads) as source:
+        if not await _would_shrink(source, threads, pace, piece_bytes):
+            return None
+        rewrite = _Rewrite(paths, file_id, level, durable, disk or Disk(), part_bytes, piece_bytes)
+        filed: Filed | None = None
+        try:
+            for pieces in jobs(source.table):
+                await threads.run(rewrite.add, source, pieces)
+                await pace.take(source.table.start(pieces.stop) - source.table.start(pieces.start))
+            filed = await threads.run(rewrite.finish, source.table)
+        finally:
+            if filed is None or filed.disk_bytes - filed.trailer_length > size * (1 - MIN_SAVING):
+                filed = None
+                await threads.run(rewrite.abandon)
+        return filed
 
 
 async def _would_shrink(source: DataFile, threads: Threads, pace: Pace, piece_bytes: int) -> bool:

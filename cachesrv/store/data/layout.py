@@ -31,12 +31,11 @@ The **trailer** ends the last part file. Format 1, all numbers big-endian::
       16   8  magic  89 "CSEND" 0d 0a
 
 In memory a layout is that table plus the start of each piece: 40 bytes a piece, so 400 kB for 10 GB.
-Only :func:`read_layout` does I/O.
+Nothing here does I/O.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
@@ -208,19 +207,6 @@ def trailer_length(footer: bytes) -> int:
     if magic != END_MAGIC or length < HEADER_BYTES + FOOTER_BYTES:
         raise LayoutDamaged("a file does not end with a piece table")
     return length
-
-
-def read_layout(path: str | os.PathLike[str]) -> Layout:
-    """The layout at the end of a file, found without the index: how it can be rebuilt. Blocks.
-
-    Raises LayoutDamaged when the file does not end with a whole trailer, and OSError.
-    """
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = trailer_length(os.pread(file.fileno(), FOOTER_BYTES, max(0, size - FOOTER_BYTES)))
-        if length > size:
-            raise LayoutDamaged("a piece table is cut short")
-        return Layout.decode(os.pread(file.fileno(), length, size - length))
 
 
 def _checked_ends(rows: bytes, zstd: bool) -> tuple[int, ...]:

@@ -6,11 +6,9 @@ it is looked at once the kernel has let it go.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from cachesrv.store.commands import Filed, Form, Inline, Packed
 from cachesrv.store.data.handles import DamageFound, DataFile, Paths
@@ -18,9 +16,6 @@ from cachesrv.store.data.io import Threads
 from cachesrv.store.data.pace import Pace
 from cachesrv.store.data.packs import read_record
 from cachesrv.store.data.walk import dropping_behind, jobs, opened
-
-VERIFY_THREADS: Final = 2
-"""Threads of one process that verify and hash: they must not take the disk from those who serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,65 +26,61 @@ class DamagedPiece:
     piece: int
 
 
-class Verifier:
-    """One per process. ``pace`` of a call: none means as fast as it goes."""
+async def verify(
+    paths: Paths, blob_id: int, size: int, form: Form, *, threads: Threads, pace: Pace
+) -> list[DamagedPiece]:
+    """Check every stored byte of a blob; an empty list says that it is whole.
 
-    def __init__(self, paths: Paths, *, threads: int = VERIFY_THREADS) -> None:
-        self._paths = paths
-        self._threads = Threads("verify-data", threads)
+    Raises BlobMissing when a file is gone, StoreUnavailable when it cannot be read now.
+    """
+    found: list[DamagedPiece] = []
 
-    async def verify(self, form: Form, blob_id: int, size: int, *, pace: Pace | None = None) -> list[DamagedPiece]:
-        """Check every stored byte of a blob; an empty list says that it is whole.
+    def check(file: DataFile, pieces: range) -> None:
+        found.extend(_check(file, pieces))
 
-        Raises BlobMissing when a file is gone, StoreUnavailable when it cannot be read now.
-        """
-        found: list[DamagedPiece] = []
-
-        def check(file: DataFile, pieces: range) -> None:
-            found.extend(_check(file, pieces))
-
-        try:
-            if isinstance(form, Filed):
-                await self._walk(form, blob_id, size, check, pace)
-            else:
-                await self._threads.run(_small, self._paths, form, blob_id, size)
-        except DamageFound as damage:
-            return [DamagedPiece(damage.part, damage.piece)]
-        if pace and not isinstance(form, Filed):
-            await pace.take(size)
-        return found
-
-    async def sha256_of(self, form: Form, blob_id: int, size: int, *, pace: Pace | None = None) -> bytes:
-        """The SHA-256 of the raw content; every piece is checked on the way, so a damaged blob never gets a digest.
-
-        Raises BlobDamaged, BlobMissing, StoreUnavailable.
-        """
-        digest = hashlib.sha256()
-
-        def feed(file: DataFile, pieces: range) -> None:
-            for index in pieces:
-                dropping_behind(file, index, lambda at: digest.update(file.raw(at)))
-
+    try:
         if isinstance(form, Filed):
-            await self._walk(form, blob_id, size, feed, pace)
+            await _walk(paths, blob_id, size, form, check, threads, pace)
         else:
-            digest.update(await self._threads.run(_small, self._paths, form, blob_id, size))
-            if pace:
-                await pace.take(size)
-        return digest.digest()
+            await threads.run(_small, paths, form, blob_id, size)
+            await pace.take(size)
+    except DamageFound as damage:
+        return [DamagedPiece(damage.part, damage.piece)]
+    return found
 
-    async def close(self) -> None:
-        """Wait for the jobs in threads."""
-        await asyncio.to_thread(self._threads.close)
 
-    async def _walk(
-        self, form: Filed, blob_id: int, size: int, job: Callable[[DataFile, range], None], pace: Pace | None
-    ) -> None:
-        async with opened(self._paths, form, blob_id, size, self._threads) as file:
-            for pieces in jobs(file.table):
-                await self._threads.run(job, file, pieces)
-                if pace:
-                    await pace.take(sum(file.table[index].stored for index in pieces))
+async def sha256_of(paths: Paths, blob_id: int, size: int, form: Form, *, threads: Threads, pace: Pace) -> bytes:
+    """The SHA-256 of the raw content; every piece is checked on the way, so a damaged blob never gets a digest.
+
+    Raises BlobDamaged, BlobMissing, StoreUnavailable.
+    """
+    digest = hashlib.sha256()
+
+    def feed(file: DataFile, pieces: range) -> None:
+        for index in pieces:
+            dropping_behind(file, index, lambda at: digest.update(file.raw(at)))
+
+    if isinstance(form, Filed):
+        await _walk(paths, blob_id, size, form, feed, threads, pace)
+    else:
+        digest.update(await threads.run(_small, paths, form, blob_id, size))
+        await pace.take(size)
+    return digest.digest()
+
+
+async def _walk(
+    paths: Paths,
+    blob_id: int,
+    size: int,
+    form: Filed,
+    job: Callable[[DataFile, range], None],
+    threads: Threads,
+    pace: Pace,
+) -> None:
+    async with opened(paths, form, blob_id, size, threads) as file:
+        for pieces in jobs(file.table):
+            await threads.run(job, file, pieces)
+            await pace.take(sum(file.table[index].stored for index in pieces))
 
 
 def _small(paths: Paths, form: Inline | Packed, blob_id: int, size: int) -> bytes:
