@@ -1,5 +1,6 @@
 """Twirp lookups at 500 a second, offered on schedule (a late answer delays nobody's question), with a million entries
-in one repository: exact keys, and a restore key that matches 10,000 entries. And how long such a store takes to start."""
+in one repository: exact keys, and a restore key that matches 10,000 entries.
+And how long such a store needs to start."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def cachesrv(
 
 @contextmanager
 def nginx(folder: Path, *, cpus: str = "") -> Iterator[Served]:
-    """nginx with one worker serving and (WebDAV) taking files of ``folder``/www. Debian's nginx-light has the module."""
+    """nginx with one worker that serves, and by WebDAV takes, files of ``folder``/www (Debian: nginx-light)."""
     binary = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(binary).exists():
         raise SystemExit("this benchmark needs nginx (Debian: nginx-light)")

@@ -117,6 +117,6 @@ def _hashed(report: Report, folder: Path, body: Path, rounds: int) -> None:
 
     ours, peers = asyncio.run(measure())
     report.note(
-        f"dd alone drifted by {max(peers) / min(peers):.1f}x while this ran (median {statistics.median(peers):.2f} GB/s)"
+        f"dd alone drifted by {max(peers) / min(peers):.1f}x meanwhile (median {statistics.median(peers):.2f} GB/s)"
     )
     report.compare("put hashed with SHA-256, durable, against dd fdatasync", ours, peers, unit="GB/s", at_least=0.45)

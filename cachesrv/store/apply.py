@@ -59,6 +59,8 @@ SHA256_BYTES: Final = 32
 TABLE_KEY_BYTES: Final = 511
 """A key of LMDB has at most this many bytes, and at least one."""
 replace = msgspec.structs.replace
+_IMMUTABLE: Final = int(EntryFlag.IMMUTABLE)
+_GROWING: Final = frozenset({Reserve, Commit})
 
 
 def apply(batch: Batch, command: Command) -> Any:
@@ -68,7 +70,7 @@ def apply(batch: Batch, command: Command) -> Any:
 
 def grows(command: Command) -> bool:
     """Whether a command is refused while the index is full."""
-    return isinstance(command, Reserve | Commit)
+    return type(command) in _GROWING
 
 
 def _lease(batch: Batch, command: LeaseIds) -> int:
@@ -86,7 +88,7 @@ def _reserve(batch: Batch, command: Reserve) -> Reserved:
     if standing == command.upload_id and upload_row(batch.volatile, standing) is not None:
         return Reserved("reserved")
     found = entries.find(batch, command.space, command.key)
-    if found is not None and found[1].flags & EntryFlag.IMMUTABLE:
+    if found is not None and found[1].flags & _IMMUTABLE:
         return Reserved("committed", found[0])
     if standing is not None and standing != command.replacing and upload_row(batch.volatile, standing) is not None:
         return Reserved("in-flight", standing)
@@ -118,7 +120,7 @@ def _commit(batch: Batch, command: Commit) -> Committed:
         return _commit_again(batch, command, found, primary, twin)
     if command.upload_id:
         _check_reservation(batch, command)
-    if found is not None and (found[1].flags | command.flags) & EntryFlag.IMMUTABLE:
+    if found is not None and (found[1].flags | command.flags) & _IMMUTABLE:
         raise EntryExists("an entry with this key is already committed")
     if primary is not None and not primary.live:
         raise BlobMissing("the blob is gone")

@@ -30,7 +30,7 @@ from cachesrv.store.index import Index, RowDamaged, Volatile
 from cachesrv.store.index.ballast import Ballast
 from cachesrv.store.index.batch import Batch
 from cachesrv.store.index.environment import Environment, Rows, refusal
-from cachesrv.store.index.volatile import drop_upload
+from cachesrv.store.index.volatile import drop_upload, put_finished
 from cachesrv.store.options import StoreOptions
 from cachesrv.store.recency import Recency
 from cachesrv.store.wire import bind_listener
@@ -116,12 +116,15 @@ class Committer:
     def _drop_committed_uploads(self) -> None:
         """A stop between the two transactions leaves the upload row of what is a blob already: its files are not an
         upload's any more."""
-        done = [row.id for row in self.volatile.uploads() if self.index.blob(row.id) is not None]
+        done = [blob for row in self.volatile.uploads() if (blob := self.index.blob(row.id)) is not None]
         environment = self.volatile.environment
         if done:
             with environment.env.begin(write=True) as txn:
-                for upload in done:
-                    drop_upload(Rows(txn, environment.tables), upload)
+                rows = Rows(txn, environment.tables)
+                for blob in done:
+                    drop_upload(rows, blob.id)
+                    for clock in self.index.refs_of(blob.successor or blob.id)[:1]:
+                        put_finished(rows, blob.id, clock)
             _log.info("uploads that were committed already: %d", len(done))
 
     def check_readers(self) -> None:

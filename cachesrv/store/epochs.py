@@ -2,11 +2,11 @@
 
 In durable mode every blob is synced before the index names it and its row carries epoch 0: proven. In relaxed mode a
 row carries the epoch it was written in. The housekeeper advances: it opens epoch n+1, syncs the file system, then
-records n as durable. At a start that follows a power cut (another boot id, no clean stop) every epoch after the durable one becomes
-**suspect**: a blob of a suspect epoch is read whole and checked before it is served.
+records n as durable. At a start that follows a power cut (another boot id, no clean stop) every epoch after the
+durable one becomes **suspect**: a blob of a suspect epoch is read whole and checked before it is served.
 
 Meta rows (ASCII decimal): ``epoch`` the current one (starts at 1), ``durable-epoch`` the last synced one (from 0 on),
-``suspect`` space separated ``lo-hi`` ranges, both ends inclusive; ``boot-id`` and ``clean`` (``1`` after an orderly stop).
+``suspect`` space separated ``lo-hi`` ranges, both ends inclusive; ``boot-id``; ``clean`` (``1`` after an orderly stop).
 """
 
 from __future__ import annotations

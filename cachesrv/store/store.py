@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -57,7 +56,6 @@ from cachesrv.store.events import Listener, ignore
 from cachesrv.store.folder import DataFolder
 from cachesrv.store.ids import IdPool
 from cachesrv.store.index import Index, Volatile
-from cachesrv.store.index.rows import UploadRow
 from cachesrv.store.model import (
     BlobId,
     Digest,
@@ -155,7 +153,7 @@ class Store:
         await asyncio.gather(*self._tasks, *filter(None, [self._forgetter]), return_exceptions=True)
         await self.packs.close()
         await self.staging.close()
-        await asyncio.to_thread(self.blobs.close)
+        await self.blobs.close()
         await self.background.close()
         if self._owned:
             await self._owned.close()
@@ -185,7 +183,7 @@ class Store:
         row = self.index.blob(entry.blob)
         if row is None or row.bad or row.dead:
             return False
-        if isinstance(row.form, Filed) and not _lies_there(self.folder, row.form):
+        if not self.folder.holds(row.form):
             await self.quarantiner.missing(entry.blob)
             return False
         if row.epoch == 0 or not epochs.is_suspect(self.index, row.epoch):
@@ -205,7 +203,7 @@ class Store:
     async def delete(self, entry_ids: Sequence[EntryId], reason: RemovalReason) -> int:
         count = 0
         for start in range(0, len(entry_ids), COMMIT_BATCH):
-            batch = list(entry_ids[start : start + COMMIT_BATCH])
+            batch = [int(entry_id) for entry_id in entry_ids[start : start + COMMIT_BATCH]]
             removed = await self.writer.submit(Delete(batch, self.now_ms()))
             report_removed(self.listener, reason, removed)
             count += len(removed)
@@ -250,7 +248,7 @@ class Store:
 
     def upload(self, upload: UploadId) -> UploadInfo | None:
         row = self.volatile.upload(upload)
-        return row and _info(row)
+        return None if row is None else row.info
 
     def find_upload(self, namespace: Namespace, key: str) -> UploadInfo | None:
         upload = self.volatile.reservation(namespace, key)
@@ -383,7 +381,7 @@ class Store:
         limit = self._largest()
         if size > limit:
             raise LimitExceeded(f"{size} bytes are more than one entry may have ({limit} bytes, limits.max_entry)")
-        if self.folder.free_bytes() - size < self.options.min_free:
+        if not self.folder.has_room(size, self.options.min_free):
             raise StoreFull("the disk has no room")
 
     def _largest(self) -> int:
@@ -435,27 +433,6 @@ class Store:
     def _still(self, file_id: int, blob_id: int) -> bool:
         row = self.index.blob(BlobId(blob_id))
         return row is not None and isinstance(row.form, Filed | Packed) and _file_of(row.form) == file_id
-
-
-def _lies_there(folder: DataFolder, form: Filed) -> bool:
-    """Whether somebody removed or cut the files: a stat of the first part and of the last (microseconds)."""
-    try:
-        os.stat(folder.part(form.file_id, 0))
-        last = os.stat(folder.part(form.file_id, form.parts - 1))
-    except FileNotFoundError:
-        return False
-    return last.st_size >= form.trailer_offset + form.trailer_length
-
-
-def _info(row: UploadRow) -> UploadInfo:
-    return UploadInfo(
-        UploadId(row.id),
-        Namespace(row.space.protocol, row.space.tenant, row.space.scope, row.space.version),
-        row.key,
-        row.reserved_ms,
-        row.writer,
-        EntryFlag(row.flags),
-    )
 
 
 def _file_of(form: Filed | Packed) -> int:

@@ -97,7 +97,7 @@ def test_faults_crash_loses_nothing(tmp_path: Path) -> None:
         time.sleep(0.2)
     server.stop()
     print(
-        f"\nseed {SEED}: {ROUNDS} kills, {len(ledger.acknowledged)} acknowledged, {ledger.restored} restored meanwhile, "
+        f"\nseed {SEED}: {ROUNDS} kills, {len(ledger.acknowledged)} saved, {ledger.restored} restored meanwhile, "
         f"{ledger.unanswered} unanswered, {len(ledger.wrong)} wrong, {len(left)} leaked, "
         f"start after a crash {max(starts):.2f} s at most"
     )

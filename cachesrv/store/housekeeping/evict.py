@@ -100,8 +100,8 @@ async def expire(store: Store) -> int:
     for tenant in store.index.tenants():
         for order in (UNREAD, REST):
             while True:
-                heads = [row for row in store.index.lru_head(tenant.id, order, WINDOW) if row.queued_s < before]
-                stale, moved = _split(heads)
+                heads = [row for row in store.index.lru_head(tenant.number, order, WINDOW) if row.seconds < before]
+                stale, moved = _split(store, heads)
                 if moved:
                     await store.writer.submit(Requeue([row.entry_id for row in moved]))
                 gone = await _delete(store, stale, RemovalReason.EXPIRED, before)
@@ -111,12 +111,12 @@ async def expire(store: Store) -> int:
     return count
 
 
-def _split(heads: list[LruRow]) -> tuple[list[LruRow], list[LruRow]]:
+def _split(store: Store, heads: list[LruRow]) -> tuple[list[LruRow], list[LruRow]]:
     """(still where they belong, used since): a used entry goes back into the order where its recency puts it."""
     stale: list[LruRow] = []
     moved: list[LruRow] = []
     for row in heads:
-        if row.used_s > row.queued_s:
+        if store.recency.get(row.slot) > row.seconds:
             moved.append(row)
         elif row.expires:
             stale.append(row)
@@ -139,17 +139,17 @@ async def _drain(
         now = int(store.now_ms() // 1000)
         heads: list[LruRow] = []
         for tenant in tenants:
-            heads += store.index.lru_head(tenant.id, order, WINDOW)
-        moved = [row for row in heads if row.used_s > row.queued_s]
+            heads += store.index.lru_head(tenant.number, order, WINDOW)
+        moved = [row for row in heads if store.recency.get(row.slot) > row.seconds]
         if moved:
             # Their place is wrong: correct it before anything is judged by its place.
             for start in range(0, len(moved), BATCH):
                 await store.writer.submit(Requeue([row.entry_id for row in moved[start : start + BATCH]]))
             continue
-        heads.sort(key=lambda row: (row.queued_s, row.entry_id))
+        heads.sort(key=lambda row: (row.seconds, row.entry_id))
         victims: list[LruRow] = []
         for row in heads:
-            if row.used_s > now - PROMISE_SECONDS:
+            if store.recency.get(row.slot) > now - PROMISE_SECONDS:
                 continue
             victims.append(row)
             wanted_left = wanted - freed - sum(map(weight, victims))

@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 
 from cachesrv.store.commands import DropSegment, DropUpload, Filed
-from cachesrv.store.data.layout import LayoutDamaged
+from cachesrv.store.data.layout import Layout, LayoutDamaged
 from cachesrv.store.data.trailers import read_trailer
 from cachesrv.store.events import UploadReclaimed
 from cachesrv.store.folder import FoundFiles
@@ -54,7 +54,7 @@ async def sweep(store: Store) -> int:
             break
         removed += await _sweep_one(store, found)
     graves = {grave.file_id for grave in store.index.graves()}
-    known = {row.id for row in store.index.segments()} | graves
+    known = {row.segment for row in store.index.segments()} | graves
     for segment, _ in await asyncio.to_thread(lambda: list(store.folder.segments())):
         path = store.folder.segment(segment)
         with suppress(FileNotFoundError):
@@ -73,11 +73,14 @@ async def _sweep_one(store: Store, found: FoundFiles) -> int:
         return 0
     if any(grave.file_id == found.file_id for grave in store.index.graves()):
         return 0
-    if found.parts and await asyncio.to_thread(_form_of_another, store, found):
-        return 0
-    await asyncio.to_thread(store.folder.remove_upload, found.file_id)
     if found.parts:
-        await asyncio.to_thread(store.folder.remove_files, found.file_id, found.parts)
+        layout = await asyncio.to_thread(_trailer, store.folder.part(found.file_id, found.parts[-1]))
+        row = layout and store.index.blob(BlobId(layout.blob_id))
+        if row and isinstance(row.form, Filed) and row.form.file_id == found.file_id:
+            return 0
+    # The parts that were seen, not a count from 0: quarantine or an interrupted removal may have left a gap.
+    await asyncio.to_thread(store.folder.remove_log, found.file_id)
+    await asyncio.to_thread(store.folder.remove_files, found.file_id, found.parts)
     return 1
 
 
@@ -86,13 +89,11 @@ def _named(store: Store, file_id: int) -> bool:
     return row is not None and isinstance(row.form, Filed) and row.form.file_id == file_id
 
 
-def _form_of_another(store: Store, found: FoundFiles) -> bool:
+def _trailer(path: str) -> Layout | None:
     try:
-        layout = read_trailer(store.folder.part(found.file_id, found.parts[-1]))
+        return read_trailer(path)
     except (OSError, LayoutDamaged):
-        return False
-    row = store.index.blob(BlobId(layout.blob_id))
-    return row is not None and isinstance(row.form, Filed) and row.form.file_id == found.file_id
+        return None
 
 
 async def drop_dead_segments(store: Store) -> int:
@@ -100,5 +101,5 @@ async def drop_dead_segments(store: Store) -> int:
     dropped = 0
     for row in store.index.segments():
         if row.sealed_ms and row.live_records == 0:
-            dropped += bool(await store.writer.submit(DropSegment(row.id, store.now_ms())))
+            dropped += bool(await store.writer.submit(DropSegment(row.segment, store.now_ms())))
     return dropped

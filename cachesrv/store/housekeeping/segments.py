@@ -25,7 +25,7 @@ async def tidy(store: Store) -> int:
     done = await seal_orphans(store)
     for row in sorted(store.index.segments(), key=lambda row: row.sealed_ms):
         if row.sealed_ms and row.live_records and row.live_bytes < row.bytes * LIVE_SHARE:
-            await rewrite(store, row.id)
+            await rewrite(store, row.segment)
             done += 1
     return done + await drop_dead_segments(store)
 
@@ -34,9 +34,9 @@ async def seal_orphans(store: Store) -> int:
     """Seal segments whose worker is gone: nobody holds their lock."""
     sealed = 0
     for row in store.index.segments():
-        if not row.sealed_ms and not await asyncio.to_thread(is_owned, store.folder, row.id):
+        if not row.sealed_ms and not await asyncio.to_thread(is_owned, store.folder, row.segment):
             length = await asyncio.to_thread(store.folder.segment_bytes, row.segment)
-            sealed += bool(await store.writer.submit(SealSegment(row.id, length, store.now_ms())))
+            sealed += bool(await store.writer.submit(SealSegment(row.segment, length, store.now_ms())))
     return sealed
 
 

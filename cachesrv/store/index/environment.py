@@ -40,7 +40,7 @@ TABLES: Final = (
     "slotfree",
     "side",
 )
-VOLATILE_TABLES: Final = ("upload", "reservation")
+VOLATILE_TABLES: Final = ("upload", "reservation", "finished")
 MAX_READERS: Final = 512
 """Read transactions at one time over all processes: a worker holds one, for microseconds."""
 VOLATILE_MAP_BYTES: Final = 1 << 32
@@ -69,6 +69,10 @@ class Rows:
 
     def has(self, table: str, key: bytes) -> bool:
         return self.txn.get(key, db=self._tables[table]) is not None
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        return int(self.txn.stat(self._tables[table])["entries"])
 
     def delete(self, table: str, key: bytes) -> bool:
         return bool(self.txn.delete(key, db=self._tables[table]))

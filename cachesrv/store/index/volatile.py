@@ -24,6 +24,8 @@ from cachesrv.store.model import Namespace
 
 _NAMES: Final = ("core", *VOLATILE_TABLES)
 _BOOT: Final = "boot-id"
+FINISHED_ROWS: Final = 65_536
+"""Uploads whose outcome is remembered, so that a client that lost the answer to its commit hears it again."""
 
 
 class Volatile:
@@ -108,7 +110,7 @@ class Volatile:
     def finished(self, upload: int) -> int | None:
         """The entry that this upload became; known for the last FINISHED_ROWS of them."""
         with self._reading() as rows:
-            return rows and finished_as(rows, upload)
+            return None if rows is None else finished_as(rows, upload)
 
     def uploads(self) -> list[UploadRow]:
         """All of them, oldest id first."""
@@ -153,6 +155,7 @@ def put_upload(rows: Rows, row: UploadRow) -> None:
 
 
 def finished_as(rows: Rows, upload: int) -> int | None:
+    """The entry that an upload became."""
     try:
         payload = rows.get("finished", U64.pack(upload))
     except RowDamaged:
