@@ -9,6 +9,7 @@ from before the first byte until it is sealed, so that others can tell what a de
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import time
@@ -103,12 +104,13 @@ class PackWriter:
         return await waiting.placed
 
     async def close(self) -> None:
-        """Write what waits, seal the segment."""
+        """Write what waits, seal the segment (or leave that to the housekeeping, where the committer is gone)."""
         self._closed = True
         if self._running is not None:
             await self._running
         try:
-            await self._seal()
+            with contextlib.suppress(StoreError):
+                await self._seal()
         finally:
             await asyncio.to_thread(self._threads.close)
 

@@ -6,7 +6,7 @@ import struct
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
@@ -40,6 +40,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     )
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_what_was_built_is_read_back(layout: Layout) -> None:
     trailer = layout.encode()
@@ -57,6 +58,7 @@ def test_what_was_built_is_read_back(layout: Layout) -> None:
     assert trailer_length((b"content" + trailer)[-FOOTER_BYTES:]) == len(trailer)
 
 
+@settings(deadline=None)
 @given(layouts(), st.data())
 def test_every_flipped_bit_is_noticed(layout: Layout, data: st.DataObject) -> None:
     trailer = bytearray(layout.encode())
@@ -66,6 +68,7 @@ def test_every_flipped_bit_is_noticed(layout: Layout, data: st.DataObject) -> No
         Layout.decode(bytes(trailer))
 
 
+@settings(deadline=None)
 @given(layouts(), st.data())
 def test_every_cut_is_noticed(layout: Layout, data: st.DataObject) -> None:
     trailer = layout.encode()
@@ -76,12 +79,14 @@ def test_every_cut_is_noticed(layout: Layout, data: st.DataObject) -> None:
         Layout.decode(trailer[len(trailer) - cut :])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_junk_is_refused(junk: bytes) -> None:
     with pytest.raises(LayoutDamaged):
         Layout.decode(junk)
 
 
+@settings(deadline=None)
 @given(layouts(), st.integers(0, 1 << 25), st.integers(0, 1 << 25))
 def test_covering_is_the_pieces_that_hold_bytes_of_the_range(layout: Layout, start: int, length: int) -> None:
     wanted = ByteRange(start, start + length)

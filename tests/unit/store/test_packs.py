@@ -19,8 +19,8 @@ from cachesrv.store.data import packs
 from cachesrv.store.data.io import Buffer, Disk
 from cachesrv.store.data.packs import PackWriter, is_owned, read_record, scan
 from cachesrv.store.data.records import HEADER_BYTES, RecordHeader, decode_header, encode_header
-from cachesrv.store.errors import BlobDamaged, BlobMissing, StoreFull, StoreUnavailable
-from tests.unit.store.data_files import Paths, content
+from cachesrv.store.errors import BlobDamaged, BlobMissing, StoreBusy, StoreFull, StoreUnavailable
+from tests.unit.store.data_files import Paths, content, still_open
 
 
 class CountingDisk(Disk):
@@ -121,6 +121,7 @@ def test_what_was_appended_is_read_back(payloads: list[bytes], together: int) ->
     asyncio.run(run())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63), st.binary(max_size=50), st.one_of(st.just(b""), st.binary(min_size=32, max_size=32)))
 def test_a_header_says_what_it_was_given(blob_id: int, payload: bytes, sha256: bytes) -> None:
     data = encode_header(blob_id, payload, sha256)
@@ -205,6 +206,21 @@ async def test_closing_writes_what_waits(segments: Segments) -> None:
     assert segments.sealed == [(100, 72)]
 
 
+async def test_closing_without_a_committer_leaves_the_segment_to_others(
+    segments: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = segments.writer()
+    form = await writer.append(1, b"x")
+
+    async def gone(segment: int, length: int) -> None:
+        raise StoreBusy("no committer")
+
+    monkeypatch.setattr(writer, "_seal_segment", gone)
+    await writer.close()
+    assert not is_owned(segments.paths, form.segment)
+    assert not still_open(segments.paths)
+
+
 def records(count: int) -> tuple[list[int], bytearray]:
     offsets, data = [], bytearray()
     for number in range(count):
@@ -215,6 +231,7 @@ def records(count: int) -> tuple[list[int], bytearray]:
     return offsets, data
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_torn_tail_hides_no_whole_record(data: st.DataObject) -> None:
     offsets, segment = records(4)
@@ -228,6 +245,7 @@ def test_a_torn_tail_hides_no_whole_record(data: st.DataObject) -> None:
     assert found[: len(whole)] == whole
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_record_hides_no_other(data: st.DataObject) -> None:
     offsets, segment = records(4)
