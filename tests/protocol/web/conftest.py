@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 import pytest
+from blockbuster import BlockBuster
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -40,3 +41,8 @@ def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     server.load_cert_chain(pem)
     client = ssl.create_default_context(cadata=certificate.public_bytes(serialization.Encoding.PEM).decode())
     return server, client
+
+
+@pytest.fixture(autouse=True)
+def _unblocked_loop(loop_guard: BlockBuster) -> None:
+    """Every test here fails when the web floor blocks the event loop."""
