@@ -35,6 +35,7 @@ NAMES: Final = 1
 """Role of a ``ref``: the blob is the entry's primary one."""
 MEMBER: Final = 2
 """Role of a ``ref``: the blob is a member of the entry. Both may stand."""
+_ROLES: Final = tuple(bytes([role]) for role in range((NAMES | MEMBER) + 1))
 
 
 def put(batch: Batch, row: BlobRow) -> None:
@@ -49,9 +50,9 @@ def live_twin(batch: Batch, sha256: bytes, size: int, other_than: int = 0) -> Bl
 
 
 def create(batch: Batch, new: NewBlob, tenant: int) -> BlobRow:
-    """Make a blob live; the caller refers to it at once. Its segment, if any, was checked to stand."""
+    """Make a blob live, all but its row, which the caller's first :func:`refer` writes. Its segment, if any, was
+    checked to stand."""
     row = BlobRow(new.id, new.form, new.size, new.sha256, new.epoch, tenant=tenant)
-    put(batch, row)
     if new.sha256:
         batch.put("addr", SHA256 + new.sha256, U64.pack(new.id))
     else:
@@ -73,13 +74,10 @@ def bury_twin(batch: Batch, new: NewBlob, successor: int, now_s: int) -> None:
     _bury(batch, row, now_s)
 
 
-def refer(batch: Batch, row: BlobRow, clock: int, role: int) -> BlobRow:
-    """Make an entry refer to a live blob; the row as it is now."""
-    key = PAIR.pack(row.id, clock)
-    had = batch.get("ref", key)
-    before = had[0] if had else 0
-    batch.put("ref", key, bytes([before | role]))
-    if role & NAMES and not before & NAMES:
+def refer(batch: Batch, row: BlobRow, clock: int, role: int, had: int = 0) -> BlobRow:
+    """Make an entry, which refers to a live blob in the roles ``had``, refer to it in another; the row as it is now."""
+    batch.put("ref", PAIR.pack(row.id, clock), _ROLES[role | had])
+    if role & NAMES:
         if row.names:
             batch.totals.dedup_bytes += row.size
         row = replace(row, names=row.names + 1)

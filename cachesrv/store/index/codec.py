@@ -26,6 +26,7 @@ HASH_BYTES: Final = 16
 CUT_BYTES: Final = KEY_INDEX_BYTES + HASH_BYTES
 """Length of every key that was cut; a whole key is at most KEY_INDEX_BYTES, so the two never meet."""
 
+_SUM: Final = 0xFFFFFFFF
 _xxh3 = xxhash.xxh3_64_intdigest
 _pack_sum = struct.Struct(">I").pack
 
@@ -42,12 +43,12 @@ class RowDamaged(StoreError):
 def seal(payload: bytes) -> bytes:
     """The value that stands for a payload."""
     body = _VERSION + payload
-    return body + _pack_sum(_xxh3(body) & 0xFFFFFFFF)
+    return body + _pack_sum(_xxh3(body) & _SUM)
 
 
 def unseal(table: str, key: bytes, value: bytes) -> bytes:
     """The payload of a value. Raises RowDamaged."""
-    if len(value) < 5 or value[0] != ROW_VERSION or _pack_sum(_xxh3(value[:-4]) & 0xFFFFFFFF) != value[-4:]:
+    if len(value) < 5 or value[0] != ROW_VERSION or _pack_sum(_xxh3(value[:-4]) & _SUM) != value[-4:]:
         raise RowDamaged(table, key)
     return value[1:-4]
 

@@ -20,6 +20,7 @@ UNREAD: Final = 0
 """Queue of the eviction order: LOW_TRUST and never read as far as known."""
 REST: Final = 1
 _LATEST: Final = 0xFFFFFFFF
+_LOW_TRUST: Final = int(EntryFlag.LOW_TRUST)
 
 
 def find(batch: Batch, names: Space, key: str) -> tuple[int, RecRow] | None:
@@ -61,7 +62,7 @@ def insert(
         batch.put("member", PAIR.pack(clock, member.id), bytes([blobs.MEMBER]))
     if replacing is not None:
         remove(batch, *replacing, now_s)
-    queue = UNREAD if flags & EntryFlag.LOW_TRUST else REST
+    queue = UNREAD if flags & _LOW_TRUST else REST
     rec = RecRow(
         primary.id,
         primary.size,
@@ -128,7 +129,8 @@ def redirect(batch: Batch, clock: int, role: int, old: BlobRow, new: BlobRow) ->
         batch.delete("member", PAIR.pack(clock, old.id))
         batch.put("member", PAIR.pack(clock, new.id), bytes([blobs.MEMBER]))
     batch.delete("ref", PAIR.pack(old.id, clock))
-    return blobs.refer(batch, new, clock, role)
+    had = batch.get("ref", PAIR.pack(new.id, clock))
+    return blobs.refer(batch, new, clock, role, had[0] if had else 0)
 
 
 def _account(batch: Batch, rec: RecRow, sign: int) -> None:

@@ -21,7 +21,7 @@ from cachesrv.store.model import EntryFlag, Namespace, UploadId, UploadInfo
 class BlobRow(msgspec.Struct, frozen=True):
     """One blob. ``dead``: nothing refers to it, it can be read by id until ``due_s``; ``successor`` is then the blob of
     equal content that took its references, or 0. ``bad``: quarantined. ``sha256`` is b"" while unknown, ``epoch`` 0
-    when the blob is proven durable. ``names`` counts the entries whose primary blob it is, ``tenant`` is who brought it."""
+    when the blob is proven durable. ``names`` counts the entries whose primary blob it is, ``tenant`` brought it."""
 
     id: int
     form: Form
@@ -132,7 +132,7 @@ class Totals(msgspec.Struct):
 
     ``logical_bytes``: sizes of all entries; ``raw_bytes``: sizes of live blobs; ``stored_bytes``: what these take in
     their form (inline: the bytes, packed: the record, filed: the files); ``dedup_bytes``: what entries that share a
-    blob would take once more. On disk lie ``file_bytes`` (live), ``segment_bytes`` and ``grave_bytes`` (waiting for unlink).
+    blob would take once more. On disk lie ``file_bytes`` (live), ``segment_bytes`` and ``grave_bytes`` (unlinked soon).
     """
 
     entries: int = 0
