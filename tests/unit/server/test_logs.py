@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import ClassVar, Literal
 from urllib.parse import quote
 
 import pytest
@@ -85,3 +86,49 @@ def test_tracebacks_hold_no_local_variables(stream: io.StringIO) -> None:
 )
 def test_client_text_is_made_harmless(text: str, shown: str) -> None:
     assert logs.printable(text, 50) == shown
+
+
+class _Url:
+    raw_path = "/s3cret/_apis/cache"
+
+
+class _Request:
+    method = "GET"
+    rel_url = _Url
+    headers: ClassVar = {"User-Agent": "npm/1\x1b[2J", "Authorization": "Bearer token-text"}
+
+
+class _Response:
+    status = 206
+    headers: ClassVar = {"x-ms-request-id": "an-id"}
+    content_length = 10
+    body_length = 0
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_an_access_line_tells_enough_and_no_secret(stream: io.StringIO, format: Literal["json", "text"]) -> None:
+    logs.configure(format, "info", stream=stream)
+    logs.hide("s3cret")
+    access = logs.AccessLog(logging.getLogger(logs.ACCESS), "")
+
+    access.log(_Request, _Response, 0.00125)  # type: ignore[arg-type]
+
+    line = stream.getvalue()
+    assert line.count("\n") == 1
+    assert all(part in line for part in ("/***/_apis/cache", "206", "1.25", "an-id", "npm/1"))
+    assert not any(part in line for part in ("s3cret", "token-text", "\x1b[2J"))
+    if format == "json":
+        shown = json.loads(line)
+        assert (shown["event"], shown["level"], shown["process"], shown["bytes"]) == (
+            "request",
+            "info",
+            "supervisor",
+            10,
+        )
+
+
+def test_access_lines_follow_the_level(stream: io.StringIO) -> None:
+    access = logs.AccessLog(logging.getLogger(logs.ACCESS), "")
+    assert access.enabled
+    logs.configure("json", "warning", stream=stream)
+    assert not access.enabled
