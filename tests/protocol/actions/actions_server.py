@@ -57,6 +57,13 @@ class Recorded:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str, int, int]] = []
+        self._changed = asyncio.Event()
+
+    async def until(self, outcome: str, times: int) -> None:
+        """Wait for that many requests to end so."""
+        while [seen[1] for seen in self.seen].count(outcome) < times:
+            self._changed.clear()
+            await self._changed.wait()
 
     def request(
         self,
@@ -72,6 +79,7 @@ class Recorded:
         assert protocol == "actions"
         assert seconds >= 0
         self.seen.append((operation, outcome, tenant, bytes_in, bytes_out))
+        self._changed.set()
 
     def removed(self, reason: RemovalReason, tenant: str, entries: int, size: int) -> None:
         return
@@ -247,14 +255,14 @@ def block_list(*blocks: str, tag: str = "Latest") -> str:
 async def actions_server(
     store: CacheStore,
     clock: Clock,
-    folder: Path,
+    keys: Path,
     settings: Settings | None = None,
     upstream: Upstream | None = None,
 ) -> AsyncIterator[ActionsServer]:
-    """The room over ``store``; a second one on the same folder knows the URLs of the first."""
+    """The room over ``store``; a second one with the same ``keys`` (a name in an existing folder) knows the URLs of the
+    first."""
     settings = settings or Settings()
-    folder.mkdir(parents=True, exist_ok=True)
-    keys = UrlKeys.open(folder / "url-keys", settings.actions.url_ttl, clock)
+    url_keys = UrlKeys.open(keys, settings.actions.url_ttl, clock)
     recorded = Recorded()
     authenticator = Authenticator(settings.auth, loopback_only=True)
     context = Context(
@@ -262,7 +270,7 @@ async def actions_server(
         store=store,
         recorder=recorded,
         authenticator=authenticator,
-        signer=UrlSigner(keys, BLOB_PATH),
+        signer=UrlSigner(url_keys, BLOB_PATH),
         base_url=BaseUrl(settings.server.base_url, settings.server.trusted_proxies),
         upstream=upstream,
         clock=clock,

@@ -1,4 +1,4 @@
-"""Every protocol test runs over each store in ``STORES``: the model, and whatever else keeps the same promises."""
+"""Protocol tests run over the model and over the real store: both keep the same promises."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from cachesrv.store.api import CacheStore
+from cachesrv.store.options import StoreOptions
+from cachesrv.store.store import Store
 from tests.doubles.memory_store import MemoryStore, SickStore
 from tests.protocol.actions.actions_server import ActionsServer, Clock, actions_server
 
-STORES = ["memory"]
+STORES = ["memory", "disk"]
 
 
 @pytest.fixture
@@ -21,7 +23,12 @@ def clock() -> Clock:
 
 @pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> AsyncIterator[CacheStore]:
-    yield MemoryStore(clock=clock)
+    if request.param == "memory":
+        yield MemoryStore(clock=clock)
+        return
+    disk = await Store.start(tmp_path / "data", StoreOptions(min_free=0), local=True, clock=clock)
+    yield disk
+    await disk.close()
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 What it insists on, and the real one breaks over: snake_case fields only; ``entry_id`` a JSON string; 409 with code
 ``already_exists``; every blob PUT answers exactly 201 with ``x-ms-request-id``; ranges by ``x-ms-range`` (v2) and
-``Range`` with a right Content-Range (v1). What it does: sorts query parameters, sends 1 MiB blocks under ids of 64 raw bytes,
-``size_bytes`` as a number, ``restore_keys`` equal to ``[key]``.
+``Range`` with a right Content-Range (v1). What it does: sorts query parameters, sends 1 MiB blocks under ids of 64 raw
+bytes, ``size_bytes`` as a number, ``restore_keys`` equal to ``[key]``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from yarl import URL
 from cachesrv.config import Settings
 from cachesrv.store.api import CacheStore, EntryFilter
 from cachesrv.store.model import RemovalReason
-from tests.doubles.memory_store import MemoryStore
+from tests.doubles.memory_store import SickStore
 from tests.protocol.actions.actions_server import ActionsServer, Clock, actions_server, block_list
 
 
@@ -287,27 +287,25 @@ async def test_t11_an_open_download_outlives_its_entry(cache: ActionsServer) -> 
     assert await cache.matched("k") is None
 
 
-async def test_t11_a_blob_that_is_gone_is_404_in_xml(cache: ActionsServer) -> None:
-    assert isinstance(cache.store, MemoryStore)
-    await cache.save("k", b"content")
-    url = (await cache.find("k"))["signed_download_url"]
-    await cache.store.delete([cache.store.entries(EntryFilter(), limit=1).entries[0].id], RemovalReason.BUDGET)
-    answer = await cache.get(url)
+async def test_t11_a_blob_that_is_gone_is_404_in_xml(sick: ActionsServer) -> None:
+    await sick.save("k", b"content")
+    url = (await sick.find("k"))["signed_download_url"]
+    await sick.store.delete([sick.store.entries(EntryFilter(), limit=1).entries[0].id], RemovalReason.BUDGET)
+    answer = await sick.get(url)
     assert (answer.status, answer.xml_code) == (404, "BlobNotFound")
 
 
-async def test_t11_damage_never_passes_for_content(cache: ActionsServer) -> None:
-    assert isinstance(cache.store, MemoryStore)
-    await cache.save("first", b"content")
-    await cache.save("late", bytes(4 * 1024 * 1024))
-    for entry in cache.store.entries(EntryFilter(), limit=9).entries:
-        cache.store.damaged[entry.blob] = 0 if entry.key == "first" else 3 * 1024 * 1024
-    answer = await cache.get((await cache.find("first"))["signed_download_url"])
+async def test_t11_damage_never_passes_for_content(sick: ActionsServer, sick_store: SickStore) -> None:
+    await sick.save("first", b"content")
+    await sick.save("late", bytes(4 * 1024 * 1024))
+    for entry in sick_store.entries(EntryFilter(), limit=9).entries:
+        sick_store.damaged[entry.blob] = 0 if entry.key == "first" else 3 * 1024 * 1024
+    answer = await sick.get((await sick.find("first"))["signed_download_url"])
     assert (answer.status, answer.xml_code) == (404, "BlobNotFound")
-    url = (await cache.find("late"))["signed_download_url"]
+    url = (await sick.find("late"))["signed_download_url"]
     with pytest.raises(aiohttp.ClientError):
-        await cache.get(url)
-    assert [seen[1] for seen in cache.recorded.seen if seen[0] == "download"] == ["damaged", "damaged"]
+        await sick.get(url)
+    assert [seen[1] for seen in sick.recorded.seen if seen[0] == "download"] == ["damaged", "damaged"]
 
 
 async def test_t15_never_encoded_and_exact_also_for_a_slow_reader(cache: ActionsServer) -> None:
@@ -374,8 +372,7 @@ async def test_t18_an_aborted_put_leaves_no_block(cache: ActionsServer) -> None:
         writer.write(head.encode())
         await writer.drain()
         writer.transport.abort()
-    while [seen[1] for seen in cache.recorded.seen].count("aborted") < 2:
-        await asyncio.sleep(0.01)
+    await cache.recorded.until("aborted", 2)
     assert (await cache.put_list(url, "AAAA", "BBBB")).xml_code == "InvalidBlockList"
     assert (await cache.put_list(url, "AAAA")).status == 201
     await cache.finalize("k", 5)

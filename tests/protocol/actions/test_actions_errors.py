@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import jwt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachesrv.config import Settings
@@ -282,7 +284,7 @@ async def test_t18_finalize_against_eviction(sick: ActionsServer) -> None:
 
 # -- hostile input -----------------------------------------------------------------------------------------------------
 
-fuzzed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+T = TypeVar("T")
 
 
 def check_quiet(status: int, body: bytes) -> None:
@@ -320,13 +322,13 @@ class TestHostile:
             assert answer.status in ((200, 409) if valid else (400,))
 
 
-def examples(strategy: st.SearchStrategy[object], count: int = 60) -> list[object]:
+def examples(strategy: st.SearchStrategy[T], count: int = 60) -> list[T]:
     """Examples drawn up front: hypothesis's engine does not run coroutines."""
-    found: list[object] = []
+    found: list[T] = []
 
     @settings(max_examples=count, deadline=None, database=None, derandomize=True)
     @given(strategy)
-    def draw(value: object) -> None:
+    def draw(value: T) -> None:
         found.append(value)
 
     draw()
@@ -334,8 +336,6 @@ def examples(strategy: st.SearchStrategy[object], count: int = 60) -> list[objec
 
 
 def json_like() -> st.SearchStrategy[bytes]:
-    import json
-
     leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
     names = st.sampled_from(["key", "version", "restore_keys", "size_bytes", "sizeBytes", "metadata", "x"])
     value = st.recursive(leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3))

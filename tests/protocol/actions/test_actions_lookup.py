@@ -8,7 +8,7 @@ import pytest
 
 from cachesrv.store.api import EntryFilter
 from cachesrv.store.model import EntryFlag, RemovalReason
-from tests.doubles.memory_store import MemoryStore
+from tests.doubles.memory_store import SickStore
 from tests.protocol.actions.actions_server import VERSION, ActionsServer
 
 FEATURE = [("refs/heads/feature", 3), ("refs/heads/main", 1)]
@@ -137,15 +137,14 @@ async def test_t11_a_removed_entry_is_a_miss_and_frees_its_key(cache: ActionsSer
     assert await cache.load("k") == b"new"
 
 
-async def test_t11_an_entry_that_is_not_whole_is_passed_over(cache: ActionsServer) -> None:
-    assert isinstance(cache.store, MemoryStore)
-    await cache.save("old-1", b"old")
-    await cache.save("k", b"bad")
-    for entry in cache.store.entries(EntryFilter(key_prefix="k"), limit=9).entries:
-        cache.store.unproven.add(entry.blob)
-    assert await cache.matched("k", "old-") == "old-1"
-    assert await cache.matched("k") is None
-    assert (await cache.v1_find("k")).status == 204
+async def test_t11_an_entry_that_is_not_whole_is_passed_over(sick: ActionsServer, sick_store: SickStore) -> None:
+    await sick.save("old-1", b"old")
+    await sick.save("k", b"bad")
+    for entry in sick_store.entries(EntryFilter(key_prefix="k"), limit=9).entries:
+        sick_store.unproven.add(entry.blob)
+    assert await sick.matched("k", "old-") == "old-1"
+    assert await sick.matched("k") is None
+    assert (await sick.v1_find("k")).status == 204
 
 
 async def test_t12_main_cannot_see_pull_requests_and_they_cannot_write_main(cache: ActionsServer) -> None:

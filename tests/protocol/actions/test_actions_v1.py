@@ -163,8 +163,6 @@ async def test_t14_an_announced_size_over_the_limit_is_told_in_words(
         b'{"key":1,"version":"v"}',
         b'{"key":"k"}',
         b'{"key":"\\ud800","version":"v"}',
-    ]
-    + [
         b'{"key":"","version":"v"}',
         b'{"key":"a,b","version":"v"}',
         b'{"key":"k","version":"v","cacheSize":-1}',
