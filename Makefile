@@ -4,7 +4,7 @@
 
 PY := .venv/bin/python
 SERVE_ARGS ?=
-BENCH_ARGS ?=
+BENCH_ARGS ?= all
 PYTEST_ARGS ?=
 
 help: ## List these targets
@@ -33,7 +33,7 @@ test-all: ## The same with every client installed (apt, as root or with sudo); n
 	@scripts/install-npm-clients
 	CACHESRV_NO_SKIPS=1 $(PY) -m pytest $(PYTEST_ARGS)
 
-bench: ## Measure speed and memory, as ratios against named references (BENCH_ARGS=...)
+bench: ## Measure speed and memory, as ratios against named references (BENCH_ARGS="get --quick")
 	@scripts/environment test,lint,bench
 	@scripts/install-npm-clients
 	@exec $(PY) -m benchmarks $(BENCH_ARGS)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:([1-9]\d*)")
+_COMPLAINT = re.compile(r"Traceback|\"level\": ?\"(error|critical)\"")
 
 
 class ServerProcess:
@@ -68,7 +69,7 @@ class ServerProcess:
         raise AssertionError(f"serve was not ready within {patience:g} s:\n{self.log}")
 
     def stop(self, *, patience: float = 40.0) -> None:
-        """SIGTERM; asserts that it drains, exits 0 and never printed a traceback."""
+        """SIGTERM; asserts that it drains, exits 0 and never logged an error."""
         assert self._process is not None, "not started"
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
@@ -78,7 +79,7 @@ class ServerProcess:
             self.kill()
             raise AssertionError(f"serve ignored SIGTERM for {patience:g} s:\n{self.log}") from None
         assert code == 0, f"serve ended with {code}:\n{self.log}"
-        assert "Traceback" not in self.log, self.log
+        assert not _COMPLAINT.search(self.log), self.log
 
     def kill(self) -> None:
         """SIGKILL to the supervisor alone; for a server that no longer listens to reason."""

@@ -46,8 +46,9 @@ def test_a_miss_a_save_and_a_hit_are_counted(
         assert (total["hits"], total["misses"], total["hit_rate"], total["saves"]) == (1, 1, 0.5, 1)
         archive = report["store"]["logical"]
         assert 1_000_000 < archive < 1_100_000
-        assert total["bytes_in"] == archive
-        assert total["bytes_out"] == archive
+        # Bodies of the calls around the archive are bytes too.
+        assert archive <= total["bytes_in"] < archive + 4096
+        assert archive <= total["bytes_out"] < archive + 4096
         assert report["store"]["entries"] == 1
         assert report["store"]["uploads_in_flight"] == 0
         assert [held["repository"] for held in report["store"]["repositories"]] == [repository]
