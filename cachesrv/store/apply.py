@@ -40,7 +40,7 @@ from cachesrv.store.constants import COMMIT_BATCH
 from cachesrv.store.errors import BlobMissing, DigestMismatch, EntryExists, LimitExceeded, UploadUnknown
 from cachesrv.store.index import blobs, entries, lookup
 from cachesrv.store.index.batch import Batch
-from cachesrv.store.index.codec import TEXT_LIMIT
+from cachesrv.store.index.codec import TEXT_LIMIT, RowDamaged
 from cachesrv.store.index.lookup import GRAVE, PAIR, SHA256, TODO, U64, UNHASHED, UNPROBED
 from cachesrv.store.index.rows import (
     BlobRow,
@@ -220,9 +220,13 @@ def _check_texts(*texts: str) -> None:
 def _delete(batch: Batch, command: Delete) -> list[Removed]:
     _check_count(command.entry_ids)
     removed = []
+    since = command.unless_used_since_s
     for clock in command.entry_ids:
-        rec = lookup.rec(batch, clock)
-        since = command.unless_used_since_s
+        try:
+            rec = lookup.rec(batch, clock)
+        except RowDamaged:
+            removed.append(entries.expunge(batch, clock, command.now_ms // 1000))
+            continue
         if rec is not None and not (since and batch.recency.get(rec.slot) >= since):
             removed.append(entries.remove(batch, clock, rec, command.now_ms // 1000))
     return removed
@@ -338,7 +342,11 @@ def _quarantine(batch: Batch, command: Quarantine) -> list[Removed]:
     clocks = [PAIR.unpack(key)[1] for key, _ in batch.scan("ref", U64.pack(row.id), U64.pack(row.id + 1))]
     removed = []
     for clock in clocks:
-        rec = lookup.rec(batch, clock)
+        try:
+            rec = lookup.rec(batch, clock)
+        except RowDamaged:
+            removed.append(entries.expunge(batch, clock, now_s))
+            continue
         if rec is not None:
             removed.append(entries.remove(batch, clock, rec, now_s))
     blobs.dig(batch, GraveRow(0, row.id, GraveKind.NOTHING, 0, 0, row.id), now_s)

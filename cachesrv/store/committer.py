@@ -22,10 +22,10 @@ import msgspec
 
 from cachesrv.store import epochs, wire
 from cachesrv.store.apply import apply, grows
-from cachesrv.store.commands import Command, SetMeta
+from cachesrv.store.commands import Command, Delete, Removed, SetMeta
 from cachesrv.store.constants import BALLAST_BYTES, COMMIT_BATCH, MAP_BYTES
 from cachesrv.store.data.io import sync_file_system
-from cachesrv.store.errors import StoreError, StoreUnavailable
+from cachesrv.store.errors import IndexFull, StoreError, StoreFull, StoreUnavailable
 from cachesrv.store.index import Index, RowDamaged, Volatile
 from cachesrv.store.index.ballast import Ballast
 from cachesrv.store.index.batch import Batch
@@ -86,7 +86,23 @@ class Committer:
         except Exception as error:
             if len(commands) > 1:
                 return [result for command in commands for result in self._apply([command])]
-            return [_failure(error, commands[0])]
+            command, failure = commands[0], _failure(error, commands[0])
+            if isinstance(command, Delete) and isinstance(failure, StoreFull | IndexFull):
+                return [self._delete_in_halves(command, failure)]
+            return [failure]
+
+    def _delete_in_halves(self, command: Delete, failure: StoreError) -> list[Removed] | StoreError:
+        """The pages that are left were too few for all of it at once; each half needs half, and frees some."""
+        ids = command.entry_ids
+        if len(ids) == 1:
+            return failure
+        removed: list[Removed] = []
+        for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
+            (result,) = self._apply([msgspec.structs.replace(command, entry_ids=half)])
+            if isinstance(result, StoreError):
+                return removed or result
+            removed += result
+        return removed
 
     def _transact(self, commands: Sequence[Command]) -> list[Any]:
         why_not = self._ballast.refusal() if any(map(grows, commands)) else None

@@ -48,18 +48,21 @@ def page(
     at_space, at_key = _read_cursor(cursor)
     prefix = wanted.key_prefix.encode()
     looked = 0
+    passed = b""
     for key, value in rows.scan("space", max(bound or b"\0", at_space), after(bound)):
+        if looked >= LOOK_LIMIT:
+            # Nothing begins with this byte, so the next page begins with the space behind.
+            result.cursor = _cursor(passed, b"\xff")
+            return result
+        looked += 1
+        passed = key
         try:
             space = unseal("space", key, value)
             row = lookup.space(rows, U32.unpack(space)[0])
         except RowDamaged as error:
             report(error)
             continue
-        looked += 1
         if row is None or not _wants(wanted, row.names):
-            if looked >= LOOK_LIMIT:
-                result.cursor = _cursor(key, b"\xff")
-                return result
             continue
         names = namespace(row.names)
         begin = space + prefix[:KEY_INDEX_BYTES]

@@ -274,7 +274,7 @@ def test_index_replacing_keeps_members_that_stay(store: IndexStore) -> None:
 
 def test_index_everything_deleted_leaves_nothing(store: IndexStore) -> None:
     segment = store.segment()
-    ids = [
+    ids: list[int] = [
         store.save("a", 1000).id,
         store.save("a", 1000, space=OTHER, sha256=sha(b"a")).id,
         store.save("b", 36, form=Packed(segment, 0, 100), sha256=sha(b"b")).id,
@@ -404,7 +404,7 @@ def test_index_set_digest_links_duplicates(store: IndexStore) -> None:
     # A late repeat of the commit that made the duplicate still finds its entry.
     repeat = Commit(MAIN, "b", IMMUTABLE, NewBlob(second.blob, filed(second.blob, 1100), 1000), "w", NOW)
     assert store(repeat) == Committed(second.id, True)
-    with_image = [entry_id for entry_id in store.index.refs_of(first.blob) if entry_id != image.id]
+    with_image: list[int] = [entry_id for entry_id in store.index.refs_of(first.blob) if entry_id != image.id]
     store(Delete(with_image, NOW))
     row = store.index.blob(first.blob)
     assert row is not None
