@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,14 @@ class NodeRun:
     """One client operation under way in its own node process."""
 
     def __init__(self, job: dict[str, object], environment: dict[str, str], workspace: Path) -> None:
-        scratch = workspace.parent / f"{workspace.name}-runner-temp"
-        scratch.mkdir(exist_ok=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix="runner-temp-")
         self._process = subprocess.Popen(
             ["node", str(NPM_FOLDER / "drive.mjs"), json.dumps(job)],
             cwd=workspace,
             env={
                 "PATH": os.environ["PATH"],
-                "HOME": str(scratch),
-                "RUNNER_TEMP": str(scratch),
+                "HOME": self._scratch.name,
+                "RUNNER_TEMP": self._scratch.name,
                 "GITHUB_WORKSPACE": str(workspace),
                 **environment,
             },
@@ -74,6 +74,8 @@ class NodeRun:
             self._process.kill()
             output, _ = self._process.communicate()
             raise AssertionError(f"the client did not end within {patience:g} s:\n{output}") from None
+        finally:
+            self._scratch.cleanup()
         assert self._process.returncode == 0, output
         told, _, result = output.rstrip("\n").rpartition("\n")
         parsed = json.loads(result)
