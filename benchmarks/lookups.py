@@ -9,6 +9,7 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -47,7 +48,7 @@ def run(report: Report) -> None:
                 report.figure(f"lookup p99 at {OFFERED}/s, {question}", p99 * 1000, unit="ms", at_most=2.0)
 
 
-async def _offer(base: str, bodies: list[dict[str, object]], seconds: float) -> list[float]:
+async def _offer(base: str, bodies: Sequence[Mapping[str, object]], seconds: float) -> list[float]:
     headers = {"Authorization": f"Bearer {token()}", "Content-Type": "application/json"}
     ready = [json.dumps(body).encode() for body in bodies]
     times: list[float] = []

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 SERVICE = "/twirp/github.actions.results.api.v1.CacheService/"
@@ -37,7 +38,7 @@ class Api:
         self._connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port, timeout=600)
         self._headers = {"Authorization": f"Bearer {bearer or token()}", "Content-Type": "application/json"}
 
-    def call(self, method: str, body: dict[str, object]) -> dict[str, str]:
+    def call(self, method: str, body: Mapping[str, object]) -> dict[str, str]:
         self._connection.request("POST", SERVICE + method, json.dumps(body), self._headers)
         answer = self._connection.getresponse()
         text = answer.read()

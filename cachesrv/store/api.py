@@ -162,8 +162,8 @@ class CacheStore(Protocol):
         ...
 
     def committed(self, upload: UploadId) -> Entry | None:
-        """The entry that this upload became, for as long as the store can tell (minutes at least): what makes a repeated
-        commit of the same upload idempotent for a client that lost our answer."""
+        """The entry that this upload became, for as long as the store can tell (minutes at least): it makes a repeated
+        commit idempotent for a client that lost our answer."""
         ...
 
     async def abort(self, upload: UploadId) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import random
 from collections.abc import Callable
@@ -113,7 +114,7 @@ class Load:
         await self._put(session, f"{url}&comp=blocklist", f"<BlockList>{listed}</BlockList>".encode(), {})
 
     async def _put(self, session: aiohttp.ClientSession, url: str, data: bytes, headers: dict[str, str]) -> None:
-        async with session.put(url, data=data, headers=headers) as answer:
+        async with session.put(url, data=io.BytesIO(data), headers=headers) as answer:
             text = await answer.text()
             if answer.status != 201:
                 raise ConnectionError(f"{answer.status} {text}")

@@ -87,15 +87,18 @@ def unnamed_files(data: Path) -> list[int]:
 def test_faults_crash_loses_nothing(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "server", environment=SETTINGS).start()
     ledger = Ledger()
-    starts = asyncio.run(torment(server, ledger))
-    asyncio.run(Load(lambda: server.url, ledger, 0).check_all())
-    # A start sweeps what nothing names, once it is too old to be on its way in.
-    server.stop()
-    server.start()
-    deadline = time.monotonic() + 60
-    while (left := unnamed_files(server.data)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    server.stop()
+    try:
+        starts = asyncio.run(torment(server, ledger))
+        asyncio.run(Load(lambda: server.url, ledger, 0).check_all())
+        # A start sweeps what nothing names, once it is too old to be on its way in.
+        server.stop()
+        server.start()
+        deadline = time.monotonic() + 60
+        while (left := unnamed_files(server.data)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        server.stop()
+    finally:
+        server.kill()
     print(
         f"\nseed {SEED}: {ROUNDS} kills, {len(ledger.acknowledged)} saved, {ledger.restored} restored meanwhile, "
         f"{ledger.unanswered} unanswered, {len(ledger.wrong)} wrong, {len(left)} leaked, "

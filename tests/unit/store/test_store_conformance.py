@@ -196,7 +196,7 @@ async def test_newest_by_literal_prefix(opened: Opened) -> None:
 
     def newest(prefix: str) -> str | None:
         found = store.newest(PLACE, prefix)
-        return found and found.key
+        return None if found is None else found.key
 
     assert newest("deps-") == "deps-*?["
     assert newest("deps-b") == "deps-b"
