@@ -18,9 +18,8 @@ IMPROVE_RATE = 200 * MiB
 class Background:
     """One per process. ``scrub_rate`` in bytes a second (0: no limit); a check somebody waits for is never paced."""
 
-    def __init__(self, folder: DataFolder, *, scrub_rate: int, durable: bool) -> None:
+    def __init__(self, folder: DataFolder, *, scrub_rate: int) -> None:
         self._folder = folder
-        self._durable = durable
         self._threads = Threads("background", 1)
         self._scrub = Pace(scrub_rate)
         self._improve = Pace(IMPROVE_RATE)
@@ -39,7 +38,8 @@ class Background:
         return await verify.sha256_of(self._folder, blob_id, size, form, threads=self._threads, pace=self._improve)
 
     async def compress(self, form: Filed, blob_id: int, size: int, file_id: int, level: int) -> Filed | None:
-        """The blob as zstd frames in new files, or None when it does not shrink enough."""
+        """The blob as zstd frames in new files, on disk, or None when it does not shrink enough. Synced in relaxed
+        mode too: what they replace may be proven durable, and its files go soon."""
         return await frames.compress(
             self._folder,
             blob_id,
@@ -49,7 +49,7 @@ class Background:
             level=level,
             threads=self._threads,
             pace=self._improve,
-            durable=self._durable,
+            durable=True,
         )
 
     async def close(self) -> None:

@@ -229,6 +229,18 @@ class DataFolder:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(path, self.quarantined(path))
 
+    def forget_quarantined(self, before: float) -> int:
+        """Unlink what was last written or moved to ``q/`` before this Unix time. Returns how many files."""
+        removed = 0
+        with disk_errors(), os.scandir(self.root / "q") as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    # Moving a file sets its ctime.
+                    if entry.stat(follow_symlinks=False).st_ctime < before:
+                        os.unlink(entry.path)
+                        removed += 1
+        return removed
+
     # -- sweeping and removing -----------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[FoundFiles]:
@@ -287,6 +299,11 @@ class DataFolder:
             for part in range(parts) if isinstance(parts, int) else parts:
                 freed += _unlink(self.part(file_id, part))
         return freed
+
+    def remove_segment(self, segment_id: int) -> int:
+        """Unlink a pack segment; gone is fine. Returns how many bytes left."""
+        with disk_errors():
+            return _unlink(self.segment(segment_id))
 
     def remove_log(self, file_id: int) -> None:
         """Unlink the upload log alone: the upload became a blob."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from cachesrv.store.client import Writer
-from cachesrv.store.commands import Filed, Quarantine
+from cachesrv.store.commands import Filed, Form, Quarantine
 from cachesrv.store.events import BlobQuarantined, Listener
 from cachesrv.store.folder import DataFolder
 from cachesrv.store.index import Index
@@ -15,7 +15,8 @@ from cachesrv.store.removal import report_removed
 
 
 class Quarantiner:
-    """One per process. Both calls may be repeated."""
+    """One per process. Both calls may be repeated, and do nothing when the blob has another form by now: what was
+    found concerns files that are not its any more."""
 
     def __init__(
         self, folder: DataFolder, index: Index, writer: Writer, listener: Listener, clock: Callable[[], float]
@@ -26,20 +27,24 @@ class Quarantiner:
         self._listener = listener
         self._clock = clock
 
-    async def damaged(self, blob: BlobId, reason: str) -> None:
+    async def damaged(self, blob: BlobId | int, form: Form, reason: str) -> None:
         """A checksum failed: drop the entries, keep the files in ``q/`` for whoever wants to look."""
-        row = self._index.blob(blob)
-        if row is None or row.bad:
+        if not self._has(blob, form):
             return
         await self._drop(blob, reason)
-        if isinstance(row.form, Filed):
-            await asyncio.to_thread(self._folder.quarantine, row.form.file_id, row.form.parts)
+        if isinstance(form, Filed):
+            await asyncio.to_thread(self._folder.quarantine, form.file_id, form.parts)
 
-    async def missing(self, blob: BlobId) -> None:
-        """Its files are gone (somebody removed them): drop the entries."""
-        await self._drop(blob, "its files are missing or too short")
+    async def missing(self, blob: BlobId | int, form: Form) -> None:
+        """A file was not there, or too short. Drop the entries if that still is so."""
+        if self._has(blob, form) and not await asyncio.to_thread(self._folder.holds, form):
+            await self._drop(blob, "its files are missing or too short")
 
-    async def _drop(self, blob: BlobId, reason: str) -> None:
+    def _has(self, blob: BlobId | int, form: Form) -> bool:
+        row = self._index.blob(blob)
+        return row is not None and not row.bad and row.form == form
+
+    async def _drop(self, blob: BlobId | int, reason: str) -> None:
         removed = await self._writer.submit(Quarantine(blob, reason, int(self._clock() * 1000)))
         report_removed(self._listener, RemovalReason.DAMAGED, removed)
         self._listener(BlobQuarantined(blob, reason, len(removed)))

@@ -47,6 +47,7 @@ from cachesrv.store.errors import (
     BlobMissing,
     EntryExists,
     LimitExceeded,
+    StoreBusy,
     StoreError,
     StoreFull,
     UploadInFlight,
@@ -106,11 +107,13 @@ class Store:
         self._ids = IdPool(writer)
         self.quarantiner = Quarantiner(folder, index, writer, listener, clock)
         self.blobs = Blobs(folder, on_damage=self._damaged)
-        self.background = Background(folder, scrub_rate=options.scrub_rate, durable=options.durable)
+        self.background = Background(folder, scrub_rate=options.scrub_rate)
         self.staging = Staging(folder, min_free=options.min_free, write_behind=options.durable)
         self.packs = PackWriter(
             folder, durable=options.durable, open_segment=self._open_segment, seal_segment=self._seal_segment
         )
+        # Records that the housekeeping moves may be proven durable where they are: they are synced where they go.
+        self.moved = PackWriter(folder, durable=True, open_segment=self._open_segment, seal_segment=self._seal_segment)
         self._tasks: set[asyncio.Task[None]] = set()
         self._forgetter: asyncio.Task[None] | None = None
         self._owned: LocalCommitter | CommitterClient | None = None
@@ -152,6 +155,7 @@ class Store:
             self._forgetter.cancel()
         await asyncio.gather(*self._tasks, *filter(None, [self._forgetter]), return_exceptions=True)
         await self.packs.close()
+        await self.moved.close()
         await self.staging.close()
         await self.blobs.close()
         await self.background.close()
@@ -181,15 +185,22 @@ class Store:
 
     async def prove(self, entry: Entry) -> bool:
         row = self.index.blob(entry.blob)
-        if row is None or row.bad or row.dead:
-            return False
+        if row is None or not row.live:
+            # Equal content was stored once a moment ago: the entry may point at the other copy by now.
+            again = self.index.by_id(entry.id)
+            return again is not None and again.blob != entry.blob and await self.prove(again)
         if not self.folder.holds(row.form):
-            await self.quarantiner.missing(entry.blob)
+            await self.quarantiner.missing(entry.blob, row.form)
             return False
         if row.epoch == 0 or not epochs.is_suspect(self.index, row.epoch):
             return True
-        if await self.background.check_now(row.form, entry.blob, row.size):
-            await self.quarantiner.damaged(entry.blob, "not whole after an unclean stop")
+        try:
+            damage = await self.background.check_now(row.form, entry.blob, row.size)
+        except BlobMissing:
+            await self.quarantiner.missing(entry.blob, row.form)
+            return False
+        if damage:
+            await self.quarantiner.damaged(entry.blob, row.form, "not whole after an unclean stop")
             return False
         await self.writer.submit(MarkProven([entry.blob]))
         return True
@@ -339,6 +350,9 @@ class Store:
         blob = NewBlob(blob_id, form, received.size, received.sha256, self._epoch(form))
         try:
             committed = await self.writer.submit(Commit(wire(namespace), key, int(flags), blob, writer, self.now_ms()))
+        except StoreBusy:
+            # It may yet be committed: the files stay, and the sweep takes them if it was not.
+            raise
         except StoreError:
             if isinstance(form, Filed):
                 await self.staging.remove(blob_id)
@@ -416,7 +430,10 @@ class Store:
         await self.writer.submit(SealSegment(segment, length, self.now_ms()))
 
     def _damaged(self, blob_id: int, file_id: int, part: int) -> None:
-        self._background(self.quarantiner.damaged(BlobId(blob_id), f"piece in part {part} failed its checksum"))
+        row = self.index.blob(blob_id)
+        if row is not None and isinstance(row.form, Filed | Packed) and _file_of(row.form) == file_id:
+            why = f"piece in part {part} failed its checksum" if part >= 0 else "a record failed its checksum"
+            self._background(self.quarantiner.damaged(blob_id, row.form, why))
 
     def _background(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(job)

@@ -1,25 +1,35 @@
-"""Eviction: what goes when the disk budget, the free-space floor, a quota or the expiry says so.
+"""Eviction: what goes when the disk budget, the free-space floor, a quota, the index's bound or the expiry says so.
 
 Order of victims:
 
 1. a repository over its quota loses its own least recently used entries, nobody else's;
 2. entries that a pull request wrote and nobody ever read, oldest first;
 3. the least recently used entries of repositories that hold more than their fair share (the budget divided by the
-   repositories that hold anything), so that one noisy repository does not push out everybody's main;
+   repositories that hold anything), each down to that share, so that one noisy repository does not push out
+   everybody's main;
 4. the least recently used entries of all.
 
 An entry that was read within PROMISE_SECONDS stays: somebody was told that it is here. The order in the index is
-corrected lazily: a head whose recency is newer than its place moves there instead of leaving. Every step reads heads of
-the order and writes what leaves, so the cost follows what is evicted, not what stays.
+corrected lazily: a row whose recency is newer than its place moves there before anything is judged by its place.
+
+Cost: each repository's order is read from its head, page by page and only as far as it is needed, and what leaves is
+written: that follows what is evicted (and the number of repositories), not the entries that stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cachesrv.store.commands import Delete, Requeue
+from cachesrv.store.commands import Delete, Removed, Requeue
 from cachesrv.store.constants import PROMISE_SECONDS
+from cachesrv.store.housekeeping import segments
+from cachesrv.store.index.ballast import Ballast
+from cachesrv.store.index.entries import REST, UNREAD
 from cachesrv.store.index.rows import LruRow, TenantRow
 from cachesrv.store.model import RemovalReason
 from cachesrv.store.removal import report_removed
@@ -29,12 +39,15 @@ START_SHARE = 0.95
 """Eviction begins above this share of the budget ..."""
 STOP_SHARE = 0.90
 """... and ends below this one, so that it works in runs."""
+FLOOR_SHARE = 50
+"""The free-space floor is kept with this part of the budget to spare (no more than the floor itself): below the floor
+saves are refused, so eviction begins when half of the spare is gone."""
 BATCH = 128
-"""Entries in one delete command: keeps the committer free for others."""
-WINDOW = 512
-"""Heads of one repository looked at in one go: how far eviction looks past promised entries."""
-UNREAD, REST = 0, 1
-"""The two classes of the eviction order: pull-request entries that nobody read, and all others."""
+"""Entries in one command: keeps the committer free for others."""
+FIRST_PAGE = 4
+"""Rows of a repository's order read at first; each page after it is twice as long, up to BATCH."""
+LOOK_PAST = 4096
+"""Promised entries of one repository that one pass looks past before it leaves that repository alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +59,85 @@ class Pressure:
 
 
 def pressure(store: Store, uploads: int) -> Pressure | None:
-    """What the disk asks for now. ``uploads``: bytes of uploads in flight, which count and cannot be evicted."""
+    """What the disk asks for now. ``uploads``: bytes of uploads in flight, which count and cannot be evicted.
+
+    Dead records in pack segments that come back by themselves (see ``segments``) are not asked for a second time."""
     totals = store.index.totals()
     used = totals.file_bytes + totals.segment_bytes + uploads
     budget = store.options.max_size
     if used > budget * START_SHARE:
-        return Pressure(int(used - budget * STOP_SHARE), RemovalReason.BUDGET)
+        used -= segments.coming_back(store)
+        if used > budget * START_SHARE:
+            return Pressure(math.ceil(used - budget * STOP_SHARE), RemovalReason.BUDGET)
+    floor = store.options.min_free
+    spare = min(floor, budget // FLOOR_SHARE)
     # What is in graves comes back within a minute: do not evict for it twice.
-    short = store.options.min_free - store.folder.free_bytes() - totals.grave_bytes
-    if short > 0:
-        return Pressure(short + budget // 50, RemovalReason.FREE_SPACE)
+    free = store.folder.free_bytes() + totals.grave_bytes
+    if floor and free < floor + spare // 2:
+        short = floor + spare - free - segments.coming_back(store)
+        if short > spare // 2:
+            return Pressure(short, RemovalReason.FREE_SPACE)
     return None
+
+
+def is_pressed(store: Store) -> bool:
+    """Whether the disk is so short that dead records in packs are worth copying live ones."""
+    totals = store.index.totals()
+    used = totals.file_bytes + totals.segment_bytes
+    floor = store.options.min_free
+    return used > store.options.max_size * START_SHARE or (
+        bool(floor) and store.folder.free_bytes() < floor + min(floor, store.options.max_size // FLOOR_SHARE)
+    )
+
+
+def is_tight(store: Store, uploads: int) -> bool:
+    """Whether the disk cannot wait for the graves: with them the budget is passed, or the floor is reached."""
+    return store.index.totals().disk_bytes + uploads > store.options.max_size or (
+        store.folder.free_bytes() < store.options.min_free
+    )
 
 
 async def relieve(store: Store, wanted: Pressure) -> int:
     """Evict until ``wanted`` disk bytes are freed or nothing may go. Returns the bytes."""
-    freed = await _drain(store, store.index.tenants(), UNREAD, wanted.size, wanted.reason)
-    if freed >= wanted.size:
-        return freed
-    tenants = store.index.tenants()
-    fair = store.options.max_size // max(1, sum(1 for tenant in tenants if tenant.entries))
-    greedy = [tenant for tenant in tenants if tenant.disk_bytes > fair]
-    if greedy:
-        # No further than the fair share: below it a repository is one of all.
-        excess = sum(tenant.disk_bytes - fair for tenant in greedy)
-        freed += await _drain(store, greedy, REST, min(wanted.size - freed, excess), wanted.reason)
+    freed = await _drain(store, store.index.tenants(), UNREAD, wanted.size, wanted.reason, DISK)
     if freed < wanted.size:
-        freed += await _drain(store, store.index.tenants(), REST, wanted.size - freed, wanted.reason)
+        tenants = store.index.tenants()
+        fair = store.options.max_size // max(1, sum(1 for tenant in tenants if tenant.entries))
+        excess = {tenant.number: tenant.disk_bytes - fair for tenant in tenants if tenant.disk_bytes > fair}
+        greedy = [tenant for tenant in tenants if tenant.number in excess]
+        freed += await _drain(store, greedy, REST, wanted.size - freed, wanted.reason, DISK, most=excess)
+    if freed < wanted.size:
+        freed += await _drain(store, store.index.tenants(), REST, wanted.size - freed, wanted.reason, DISK)
     return freed
 
 
 async def keep_quotas(store: Store) -> int:
     """Bring repositories back under their quota of logical bytes. Returns the logical bytes that left."""
+    options = store.options
+    if not options.quota and not options.quotas:
+        return 0
     freed = 0
     for tenant in store.index.tenants():
-        quota = store.options.quotas.get(tenant.tenant, store.options.quota)
-        if quota and tenant.bytes > quota:
-            wanted = tenant.bytes - quota
-            for order in (UNREAD, REST):
-                if wanted > 0:
-                    left = await _drain(store, [tenant], order, wanted, RemovalReason.QUOTA, by_size=True)
-                    wanted -= left
-                    freed += left
+        quota = options.quotas.get(tenant.tenant, options.quota)
+        wanted = tenant.bytes - quota if quota else 0
+        for order in (UNREAD, REST):
+            left = await _drain(store, [tenant], order, wanted, RemovalReason.QUOTA, LOGICAL)
+            wanted -= left
+            freed += left
     return freed
+
+
+async def keep_index(store: Store) -> int:
+    """Bring the index back under its bound, a part of the entries at a time. Returns how many left.
+
+    Pages come back when the graves are closed: call this less often than once in GRAVE_SECONDS."""
+    used, _ = Ballast(store.index.environment).pages()
+    limit = store.options.index_limit
+    if used <= limit * START_SHARE:
+        return 0
+    wanted = math.ceil(store.index.totals().entries * (1 - STOP_SHARE * limit / used))
+    gone = await _drain(store, store.index.tenants(), UNREAD, wanted, RemovalReason.BUDGET, COUNT)
+    return gone + await _drain(store, store.index.tenants(), REST, wanted - gone, RemovalReason.BUDGET, COUNT)
 
 
 async def expire(store: Store) -> int:
@@ -99,28 +148,105 @@ async def expire(store: Store) -> int:
     count = 0
     for tenant in store.index.tenants():
         for order in (UNREAD, REST):
-            while True:
-                heads = [row for row in store.index.lru_head(tenant.number, order, WINDOW) if row.seconds < before]
-                stale, moved = _split(store, heads)
-                if moved:
-                    await store.writer.submit(Requeue([row.entry_id for row in moved]))
-                gone = await _delete(store, stale, RemovalReason.EXPIRED, before)
-                count += len(gone)
-                if not moved and not gone:
-                    break
+            rows = _Order(store, tenant.number, order)
+            stale: list[LruRow] = []
+            while (row := await rows.next()) is not None and row.seconds < before:
+                if row.expires:
+                    stale.append(row)
+                if len(stale) == BATCH:
+                    count += len(await _delete(store, stale, RemovalReason.EXPIRED, before))
+                    stale = []
+            count += len(await _delete(store, stale, RemovalReason.EXPIRED, before))
     return count
 
 
-def _split(store: Store, heads: list[LruRow]) -> tuple[list[LruRow], list[LruRow]]:
-    """(still where they belong, used since): a used entry goes back into the order where its recency puts it."""
-    stale: list[LruRow] = []
-    moved: list[LruRow] = []
-    for row in heads:
-        if store.recency.get(row.slot) > row.seconds:
-            moved.append(row)
-        elif row.expires:
-            stale.append(row)
-    return stale, moved
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """What is counted: as the order tells it beforehand, and as the index tells it when the entry left."""
+
+    before: Callable[[LruRow], int]
+    after: Callable[[Removed], int]
+
+
+DISK = _Measure(lambda row: row.disk_bytes, lambda removed: removed.disk_bytes)
+LOGICAL = _Measure(lambda row: row.size, lambda removed: removed.size)
+COUNT = _Measure(lambda row: 1, lambda removed: 1)
+
+
+class _Order:
+    """One repository's entries of one class, the least recently used first, each at its right place."""
+
+    def __init__(self, store: Store, tenant: int, order: int) -> None:
+        self._store = store
+        self._tenant = tenant
+        self._order = order
+        self._page: deque[LruRow] = deque()
+        self._after = (0, 0)
+        self._size = FIRST_PAGE
+        self._ended = False
+
+    async def next(self) -> LruRow | None:
+        while not self._page and not self._ended:
+            rows = self._store.index.lru_head(self._tenant, self._order, self._size, after=self._after)
+            misplaced = [row.entry_id for row in rows if self._is_misplaced(row)]
+            if misplaced:
+                # Their new places may be inside this page: it is read again.
+                await self._store.writer.submit(Requeue(misplaced))
+                continue
+            self._ended = len(rows) < self._size
+            self._page.extend(rows)
+            if rows:
+                self._after = (rows[-1].seconds, rows[-1].entry_id)
+            self._size = min(2 * self._size, BATCH)
+            await asyncio.sleep(0)
+        return self._page.popleft() if self._page else None
+
+    def _is_misplaced(self, row: LruRow) -> bool:
+        used = self._store.recency.get(row.slot)
+        return used > row.seconds or (self._order == UNREAD and used > 0)
+
+
+class _Victims:
+    """The evictable entries of several repositories, the least recently used first: a merge of their orders.
+    ``most``: what may be taken of each, in disk bytes; None: everything."""
+
+    def __init__(self, store: Store, order: int, most: Mapping[int, int] | None) -> None:
+        self._store = store
+        self._order = order
+        self._orders: dict[int, _Order] = {}
+        self._left = dict(most) if most is not None else None
+        self._past: dict[int, int] = {}
+        self._heads: list[tuple[int, int, int, LruRow]] = []
+
+    async def add(self, tenant: int) -> None:
+        self._orders[tenant] = _Order(self._store, tenant, self._order)
+        self._past[tenant] = 0
+        await self._advance(tenant)
+
+    async def take(self, wanted: int, measure: _Measure) -> list[LruRow]:
+        """The next ones, at most BATCH, that are ``wanted`` or a little more; none: there are no more."""
+        taken: list[LruRow] = []
+        while self._heads and len(taken) < BATCH and wanted > 0:
+            _, _, tenant, row = heapq.heappop(self._heads)
+            taken.append(row)
+            wanted -= measure.before(row)
+            if self._left is not None:
+                self._left[tenant] -= row.disk_bytes
+            if self._left is None or self._left[tenant] > 0:
+                await self._advance(tenant)
+        return taken
+
+    async def _advance(self, tenant: int) -> None:
+        while self._past[tenant] <= LOOK_PAST and (row := await self._orders[tenant].next()) is not None:
+            if self._store.recency.get(row.slot) < _promised_since(self._store):
+                heapq.heappush(self._heads, (row.seconds, row.entry_id, tenant, row))
+                return
+            self._past[tenant] += 1
+
+
+def _promised_since(store: Store) -> int:
+    """Entries used at this time or later are promised."""
+    return max(1, int(store.now_ms() // 1000) - PROMISE_SECONDS)
 
 
 async def _drain(
@@ -129,46 +255,26 @@ async def _drain(
     order: int,
     wanted: int,
     reason: RemovalReason,
+    measure: _Measure,
     *,
-    by_size: bool = False,
+    most: Mapping[int, int] | None = None,
 ) -> int:
-    """Evict the oldest of these tenants' entries of one class until ``wanted`` bytes are freed."""
-    weight: Callable[[LruRow], int] = (lambda row: row.size) if by_size else (lambda row: row.disk_bytes)
+    """Evict the oldest of these repositories' entries of one class until ``wanted`` is freed."""
+    if wanted <= 0:
+        return 0
+    victims = _Victims(store, order, most)
+    for tenant in tenants:
+        await victims.add(tenant.number)
     freed = 0
-    while freed < wanted:
-        now = int(store.now_ms() // 1000)
-        heads: list[LruRow] = []
-        for tenant in tenants:
-            heads += store.index.lru_head(tenant.number, order, WINDOW)
-        moved = [row for row in heads if store.recency.get(row.slot) > row.seconds]
-        if moved:
-            # Their place is wrong: correct it before anything is judged by its place.
-            for start in range(0, len(moved), BATCH):
-                await store.writer.submit(Requeue([row.entry_id for row in moved[start : start + BATCH]]))
-            continue
-        heads.sort(key=lambda row: (row.seconds, row.entry_id))
-        victims: list[LruRow] = []
-        for row in heads:
-            if store.recency.get(row.slot) > now - PROMISE_SECONDS:
-                continue
-            victims.append(row)
-            wanted_left = wanted - freed - sum(map(weight, victims))
-            if wanted_left <= 0 or len(victims) >= BATCH:
-                break
-        if not victims:
-            return freed
-        gone = await _delete(store, victims, reason, now - PROMISE_SECONDS)
-        if not gone:
-            return freed
-        freed += sum(weight(row) for row in victims if row.entry_id in gone)
+    while freed < wanted and (rows := await victims.take(wanted - freed, measure)):
+        freed += sum(map(measure.after, await _delete(store, rows, reason, _promised_since(store))))
     return freed
 
 
-async def _delete(store: Store, rows: list[LruRow], reason: RemovalReason, used_since: int) -> set[int]:
-    gone: set[int] = set()
-    for start in range(0, len(rows), BATCH):
-        ids = [row.entry_id for row in rows[start : start + BATCH]]
-        removed = await store.writer.submit(Delete(ids, store.now_ms(), unless_used_since_s=max(1, used_since)))
-        report_removed(store.listener, reason, removed)
-        gone.update(row.entry_id for row in removed)
-    return gone
+async def _delete(store: Store, rows: list[LruRow], reason: RemovalReason, used_since: int) -> list[Removed]:
+    if not rows:
+        return []
+    ids = [row.entry_id for row in rows]
+    removed = await store.writer.submit(Delete(ids, store.now_ms(), unless_used_since_s=max(1, used_since)))
+    report_removed(store.listener, reason, removed)
+    return removed

@@ -9,7 +9,6 @@ from cachesrv.store.commands import Filed, MarkProbed, SetDigest, SwapForm
 from cachesrv.store.constants import COMMIT_BATCH
 from cachesrv.store.errors import BlobDamaged, BlobMissing
 from cachesrv.store.events import BytesSaved
-from cachesrv.store.model import BlobId
 from cachesrv.store.store import Store
 
 
@@ -17,44 +16,52 @@ async def digest_some(store: Store) -> int:
     """Hash what has no digest yet, oldest first. Returns how many blobs were looked at."""
     done = 0
     for blob_id in store.index.unhashed(COMMIT_BATCH):
-        row = store.index.blob(BlobId(blob_id))
-        if row is None or row.dead or row.bad:
+        row = store.index.blob(blob_id)
+        if row is None or not row.live:
             continue
+        done += 1
         try:
             sha256 = await store.background.sha256_of(row.form, blob_id, row.size)
-        except (BlobDamaged, BlobMissing) as error:
-            await store.quarantiner.damaged(BlobId(blob_id), str(error))
+        except BlobDamaged as error:
+            await store.quarantiner.damaged(blob_id, row.form, str(error))
+            continue
+        except BlobMissing:
+            await store.quarantiner.missing(blob_id, row.form)
             continue
         stands = await store.writer.submit(SetDigest(blob_id, sha256, store.now_ms()))
         if stands not in (0, blob_id):
             size = row.form.disk_bytes if isinstance(row.form, Filed) else row.size
             store.listener(BytesSaved("dedup", size))
-        done += 1
     return done
 
 
 async def compress_some(store: Store) -> int:
-    """Rewrite what shrinks as zstd frames, oldest first. Returns how many blobs were looked at."""
+    """Rewrite what shrinks as zstd frames, oldest first. Returns how many blobs were looked at.
+
+    What would not leave the free-space floor alone, were it as large as before, waits."""
     done = 0
     for blob_id in store.index.unprobed(COMMIT_BATCH):
-        row = store.index.blob(BlobId(blob_id))
-        if row is None or row.dead or row.bad or not isinstance(row.form, Filed) or row.form.zstd:
+        row = store.index.blob(blob_id)
+        if row is None or not row.live or not isinstance(row.form, Filed) or row.form.zstd:
+            continue
+        if store.options.zstd_level and not store.folder.has_room(row.form.disk_bytes, store.options.min_free):
             continue
         done += 1
-        if store.options.zstd_level == 0:
-            await store.writer.submit(MarkProbed([blob_id]))
-            continue
-        try:
-            smaller = await store.background.compress(
-                row.form, blob_id, row.size, await store.new_id(), store.options.zstd_level
-            )
-        except (BlobDamaged, BlobMissing) as error:
-            await store.quarantiner.damaged(BlobId(blob_id), str(error))
-            continue
+        smaller: Filed | None = None
+        if store.options.zstd_level:
+            try:
+                smaller = await store.background.compress(
+                    row.form, blob_id, row.size, await store.new_id(), store.options.zstd_level
+                )
+            except BlobDamaged as error:
+                await store.quarantiner.damaged(blob_id, row.form, str(error))
+                continue
+            except BlobMissing:
+                await store.quarantiner.missing(blob_id, row.form)
+                continue
         if smaller is None:
             await store.writer.submit(MarkProbed([blob_id]))
-            continue
-        if await store.writer.submit(SwapForm(blob_id, row.form, smaller, store.now_ms())):
+        elif await store.writer.submit(SwapForm(blob_id, row.form, smaller, store.now_ms())):
             store.listener(BytesSaved("zstd", row.form.disk_bytes - smaller.disk_bytes))
         else:
             await asyncio.to_thread(store.folder.remove_files, smaller.file_id, smaller.parts)

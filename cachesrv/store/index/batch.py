@@ -85,10 +85,12 @@ class Batch(Rows):
         if key is not None:
             freed_s, slot = _FREE_SLOT.unpack(key)
             if freed_s + GRAVE_SECONDS <= now_s or self.state.next_slot >= self.recency.slots:
+                if not self.recency.reserve(slot):
+                    return 0
                 self.delete("slotfree", key)
                 self.recency.clear(slot)
                 return int(slot)
-        if self.state.next_slot >= self.recency.slots:
+        if self.state.next_slot >= self.recency.slots or not self.recency.reserve(self.state.next_slot):
             return 0
         slot = self.state.next_slot
         self.state.next_slot += 1

@@ -164,12 +164,12 @@ class Index:
     def tenants(self) -> list[TenantRow]:
         return self._list("tenantinfo", b"\0", b"", None, lambda k, v: unpack_tenant(U32.unpack(k)[0], v))
 
-    def lru_head(self, tenant: int, queue: int, limit: int) -> list[LruRow]:
-        """The first rows of a tenant's eviction order. ``queue``: 0 LOW_TRUST and never read as far as known when it
-        was queued, 1 the rest. Cost: ``limit`` rows, whatever stays."""
+    def lru_head(self, tenant: int, queue: int, limit: int, *, after: tuple[int, int] = (0, 0)) -> list[LruRow]:
+        """The first rows of a tenant's eviction order behind ``after`` (seconds, entry id). ``queue``: 0 LOW_TRUST and
+        never read as far as known when it was queued, 1 the rest. Cost: ``limit`` rows, whatever stays."""
         found: list[LruRow] = []
         with self._reading() as rows:
-            start = LRU.pack(tenant, queue, 0, 0)
+            start = LRU.pack(tenant, queue, after[0], after[1] + 1)
             for key, _ in rows.scan("lru", start, LRU.pack(tenant, queue + 1, 0, 0)):
                 if len(found) >= limit:
                     break
@@ -196,6 +196,10 @@ class Index:
     def segments(self) -> list[SegmentRow]:
         """All pack segments, oldest id first."""
         return self._list("segment", b"\0", b"", None, lambda k, v: unpack_segment(U64.unpack(k)[0], v))
+
+    def changes(self) -> int:
+        """Grows by one with each transaction that was committed."""
+        return int(self.environment.env.info()["last_txnid"])
 
     # -- named values -------------------------------------------------------------------------------------------------
 
