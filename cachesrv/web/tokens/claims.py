@@ -26,7 +26,10 @@ MAX_SCOPES: Final = 32
 GITHUB_ISSUERS: Final = ("https://token.actions.githubusercontent.com", "https://vstoken.actions.githubusercontent.com")
 """Issuers whose repository ids stand alone; those of any other issuer are prefixed with its name."""
 LOW_TRUST_PREFIX: Final = "refs/pull/"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""What no name may hold: control characters, and surrogates, which have no UTF-8 form."""
+_BROKEN: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
+"""What hostile JSON inside a claim makes of the decoder."""
 _SHOWN: Final = ("repository", "ref", "run_id", "job_id", "orch_id", "actor", "RunID", "JobID", "TaskID", "sub")
 _WRITER_CHARACTERS: Final = 200
 
@@ -57,9 +60,9 @@ def scopes_of(claims: Claims) -> Scopes:
         raise Unauthenticated("the token has no 'ac' claim, or it is not a string")
     try:
         accesses = msgspec.json.decode(text, type=list[_Access])
-    except msgspec.MsgspecError:
+    except _BROKEN:
         raise Unauthenticated("the token's 'ac' claim is not a JSON list of scopes") from None
-    if not 0 < len(accesses) <= MAX_SCOPES or any(_CONTROL.search(access.scope) for access in accesses):
+    if not 0 < len(accesses) <= MAX_SCOPES or any(_UNPRINTABLE.search(access.scope) for access in accesses):
         raise Unauthenticated("the token's 'ac' claim names no scope, too many, or one with control characters")
     write_means_read = not claims.get("iss")
     readable = dict.fromkeys(
@@ -87,7 +90,7 @@ def facts_of(claims: Claims) -> Facts:
     if isinstance(text := claims.get("oidc_extra"), str):
         try:
             extra = msgspec.json.decode(text, type=dict[str, Any])
-        except msgspec.MsgspecError:
+        except _BROKEN:
             extra = {}
     repository_id, name, owner = (
         _plain(claims.get(fact)) or _plain(extra.get(fact))
@@ -116,6 +119,6 @@ def principal(repository: str, scopes: Scopes, writer: str) -> Principal:
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = str(value)
-    return value if isinstance(value, str) and len(value) <= 256 and not _CONTROL.search(value) else ""
+    return value if isinstance(value, str) and len(value) <= 256 and not _UNPRINTABLE.search(value) else ""

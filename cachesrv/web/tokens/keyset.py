@@ -124,7 +124,7 @@ def read_keys(document: bytes) -> Mapping[str, RSAPublicKey]:
     """The usable keys of a JWK set by id (a key without one is ""). Raises KeySetError when there is none."""
     try:
         entries = msgspec.json.decode(document, type=dict[str, Any]).get("keys")
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise KeySetError("the key set is not a JSON object") from None
     keys: dict[str, RSAPublicKey] = {}
     for entry in entries if isinstance(entries, list) else []:
@@ -132,7 +132,7 @@ def read_keys(document: bytes) -> Mapping[str, RSAPublicKey]:
             continue
         try:
             key = jwt.PyJWK.from_dict(entry, algorithm="RS256").key
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError):
             continue
         if isinstance(key, RSAPublicKey) and key.key_size >= MIN_KEY_BITS:
             keys[str(entry.get("kid", ""))] = key

@@ -47,7 +47,9 @@ def verified_claims(token: str, key: Any, algorithm: str, issuer: str | None = N
     ``exp`` is required; audience, subject and token id are not looked at. Raises Unauthenticated.
     """
     try:
-        return jwt.decode(token, key, algorithms=[algorithm], issuer=issuer, leeway=LEEWAY_SECONDS, options=_CHECKS)
+        claims = jwt.decode(token, key, algorithms=[algorithm], issuer=issuer, leeway=LEEWAY_SECONDS, options=_CHECKS)
+        float(claims["exp"])
+        return claims
     except _BROKEN as error:
         raise Unauthenticated(_reason(error)) from None
 
