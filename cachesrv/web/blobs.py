@@ -6,7 +6,7 @@
 * A client that takes nothing for ``idle_send`` seconds is dropped. Our side never pauses: the next window is
   asked for as soon as the last one left.
 
-Cost: one sendfile call for each window, no copy and no thread hop; windows in memory are written in slices.
+Cost: one sendfile call for each MiB, no copy and no thread hop; windows in memory are written in slices.
 """
 
 from __future__ import annotations
@@ -14,20 +14,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import IO, Final, cast
+from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import StreamWriter
 
 from cachesrv.store.api import BlobReader, FileWindow, Window
 from cachesrv.store.errors import BlobDamaged
 from cachesrv.web.ranges import BlobAnswer, plan_blob
+from cachesrv.web.sendfile import FileEnded, FileSender
 
-SLOW_BYTES: Final = 256 * 1024
-"""One sendfile call to a client not known to be fast: what it must take in ``idle_send`` to count as alive."""
-FAST_SECONDS: Final = 1.0
-"""A client that took its last piece within this time gets the rest of the window at once (8 MiB): for a fast client
-pieces of 1 MiB cost half as much CPU again."""
 WRITE_BYTES: Final = 256 * 1024
 """One write of bytes in memory: what the transport could not send at once is copied, so not too much of it."""
 
@@ -41,7 +38,6 @@ class BlobResponse(web.StreamResponse):
 
     bytes_out: int = 0
     outcome: str = "ok"
-    _fast: bool = False
 
 
 async def send_blob(
@@ -100,54 +96,73 @@ async def _send(
     length: int,
     idle: float,
 ) -> None:
-    while window is not None:
-        if isinstance(window, FileWindow):
-            await _send_file(request, response, writer, window, idle)
-        else:
-            view = memoryview(window)
-            for start in range(0, len(view), WRITE_BYTES):
-                await _write(response, writer, view[start : start + WRITE_BYTES], idle)
-        window = await anext(windows, None)
+    sender: FileSender | None = None
+    try:
+        while window is not None:
+            if not isinstance(window, FileWindow):
+                await _write(response, writer, memoryview(window), idle)
+            elif await _flushed(request, writer, idle):
+                sender = sender or FileSender(_transport(request), idle)
+                await _send_file(response, writer, sender, window)
+            else:
+                await _read_and_write(response, writer, window, idle)
+            window = await anext(windows, None)
+    finally:
+        if sender is not None:
+            sender.close()
     if response.bytes_out != length:
         raise BlobDamaged("the blob is shorter than it should be")
 
 
-async def _write(response: BlobResponse, writer: AbstractStreamWriter, data: bytes | memoryview, idle: float) -> None:
+async def _flushed(request: web.BaseRequest, writer: AbstractStreamWriter, idle: float) -> bool:
+    """Whether the next bytes may go round the transport: all before them have left it, and it is no TLS."""
+    if isinstance(writer, StreamWriter):
+        writer.send_headers()
     async with asyncio.timeout(idle):
-        await writer.write(data)
-    response.bytes_out += len(data)
+        await writer.drain()
+    return FileSender.fits(_transport(request))
+
+
+def _transport(request: web.BaseRequest) -> asyncio.Transport:
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client left")
+    return transport
+
+
+async def _write(response: BlobResponse, writer: AbstractStreamWriter, data: memoryview, idle: float) -> None:
+    for start in range(0, len(data), WRITE_BYTES):
+        piece = data[start : start + WRITE_BYTES]
+        async with asyncio.timeout(idle):
+            await writer.write(piece)
+        response.bytes_out += len(piece)
+
+
+async def _read_and_write(
+    response: BlobResponse, writer: AbstractStreamWriter, window: FileWindow, idle: float
+) -> None:
+    for offset in range(window.offset, window.offset + window.length, WRITE_BYTES):
+        count = min(WRITE_BYTES, window.offset + window.length - offset)
+        try:
+            data = await asyncio.to_thread(os.pread, window.fd, count, offset)
+        except OSError as error:
+            raise BlobDamaged("the file cannot be read") from error
+        if len(data) < count:
+            raise BlobDamaged("the file ended inside the blob")
+        await _write(response, writer, memoryview(data), idle)
 
 
 async def _send_file(
-    request: web.BaseRequest, response: BlobResponse, writer: AbstractStreamWriter, window: FileWindow, idle: float
+    response: BlobResponse, writer: AbstractStreamWriter, sender: FileSender, window: FileWindow
 ) -> None:
-    loop = asyncio.get_running_loop()
-    offset, stop = window.offset, window.offset + window.length
-    file = cast("IO[bytes]", _Descriptor(window.fd))
-    while offset < stop:
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client left")
-        count = stop - offset if response._fast else min(SLOW_BYTES, stop - offset)
-        began = loop.time()
-        try:
-            async with asyncio.timeout(idle):
-                sent = await loop.sendfile(transport, file, offset, count, fallback=False)
-        except (NotImplementedError, RuntimeError):
-            # TLS, a loop without sendfile, or a socket that failed at once: the write below finds out which.
-            try:
-                data = await asyncio.to_thread(os.pread, window.fd, min(WRITE_BYTES, count), offset)
-            except OSError as error:
-                raise BlobDamaged("the file cannot be read") from error
-            sent = len(data)
-            await _write(response, writer, data, idle)
-        else:
-            response.bytes_out += sent
-            writer.output_size += sent
-            response._fast = loop.time() - began < FAST_SECONDS
-        if not sent:
-            raise BlobDamaged("the file ended inside the blob")
-        offset += sent
+    before = sender.sent
+    try:
+        await sender.send(window.fd, window.offset, window.length)
+    except FileEnded:
+        raise BlobDamaged("the file ended inside the blob") from None
+    finally:
+        response.bytes_out += sender.sent - before
+        writer.output_size += sender.sent - before
 
 
 def _break_off(request: web.BaseRequest, response: BlobResponse, outcome: str) -> None:
@@ -156,15 +171,3 @@ def _break_off(request: web.BaseRequest, response: BlobResponse, outcome: str) -
     response.force_close()
     if request.transport is not None:
         request.transport.abort()
-
-
-class _Descriptor:
-    """As much of a file as sendfile looks at."""
-
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        return self._fd
