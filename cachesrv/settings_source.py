@@ -227,10 +227,24 @@ def _parse(path: Path | None, text: str) -> dict[str, Any]:
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterator[Problem]:
-    """Variables that look like ours but name no section: the library would ignore them in silence."""
+    """Variables that look like ours but set nothing: the library would ignore them in silence."""
+    sections = {name: field.annotation for name, field in Settings.model_fields.items()}
     for name in sorted(environ):
         section, delimiter, _ = name.removeprefix(PREFIX).partition(DELIMITER)
-        if name.startswith(PREFIX) and delimiter and section.lower() not in Settings.model_fields:
+        if not name.startswith(PREFIX):
+            continue
+        if not delimiter:
+            key = section.lower()
+            home = next((n for n, kind in sections.items() if key in getattr(kind, "model_fields", ())), None)
+            if home is not None:
+                yield Problem(
+                    name, "", f"sets nothing; did you mean {PREFIX}{home.upper()}{DELIMITER}{section.upper()}?"
+                )
+            elif key in sections and not environ[name].lstrip().startswith("{"):
+                yield Problem(
+                    name, "", f"names a section: set {name}{DELIMITER}<KEY>, or give all of it as a JSON object"
+                )
+        elif section.lower() not in sections:
             yield Problem(name, "", _unknown("section", section.lower(), list(Settings.model_fields)))
 
 

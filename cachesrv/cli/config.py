@@ -55,11 +55,7 @@ def check(path: Path | None) -> None:
     """Validate a settings file (by default the one that serve would use), together with the environment."""
     used = path or settings_source.default_path(os.environ)
     try:
-        settings = settings_source.load(path, environ=os.environ)
-        try:
-            exposure.settled(settings)
-        except SettingsInvalid as error:
-            raise SettingsInvalid(*settings_source.located(error.problems, path, os.environ)) from None
+        exposure.loaded(path, os.environ)
     except SettingsInvalid as error:
         for problem in error.problems:
             click.echo(problem, err=True)

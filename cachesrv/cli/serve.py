@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
-import structlog
 
 from cachesrv import settings_source
 from cachesrv.addresses import Address
@@ -59,13 +58,10 @@ def run(config: Path | None, flags: Flags, parts: Parts) -> None:
     def read() -> Settings:
         return settings_source.load(config, environ=os.environ, flags=flags)
 
-    settings = exposure.settled(read())
+    settings = exposure.loaded(config, os.environ, flags)
     logs.configure(settings.log.format, settings.log.level)
     logs.hide(settings.auth.shared_secret, settings.auth.admin_token)
-    if settings.auth.mode == "none":
-        structlog.stdlib.get_logger("cachesrv.server").warning(
-            exposure.OPEN_WARNING, listen=", ".join(settings.server.listen)
-        )
+    exposure.warn_if_open(settings)
     root = settings_source.data_folder(settings, os.environ)
 
     def announce(addresses: Sequence[Address]) -> None:

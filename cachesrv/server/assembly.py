@@ -82,15 +82,21 @@ def store_options(settings: Settings) -> StoreOptions:
 def own_folder(root: Path) -> Iterator[socket.socket]:
     """See ``Parts.own``. Waits a moment for a lock: the last process of a killed group may still be going."""
     folder = DataFolder(root)
-    folder.create_or_open()
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.create_or_open()
+    except OSError as error:
+        raise StartupError(f"the data folder {root} cannot be made: {error.strerror}") from error
+    except StoreError as error:
+        raise StartupError(f"{root}: {error}") from error
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     while True:
         try:
             folder.lock()
             break
-        except StoreLocked:
+        except StoreLocked as error:
             if time.monotonic() > deadline:
-                raise
+                raise StartupError(f"{root}: {error}") from error
             time.sleep(LOCK_POLL_SECONDS)
     try:
         with committer.bind_listener(root) as listener:

@@ -16,11 +16,12 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from cachesrv.server.logs import ACCESS, REQUEST_ID, AccessLog
+from cachesrv.web.bodytap import Tapped
 from cachesrv.web.requests import new_request_id
 
 READ_BUFFER: Final = 256 * 1024
@@ -31,6 +32,8 @@ LINE_BYTES: Final = 16 * 1024
 """Longest request line: keys of 512 characters, percent-encoded, several to a v1 lookup."""
 FIELD_BYTES: Final = 32 * 1024
 """Longest header: job tokens carry many scopes."""
+MAX_HEADERS: Final = 128
+"""Header fields of one request."""
 LINGER_SECONDS: Final = 5.0
 """How long the rest of a refused body is read and dropped, so that the client sees the answer and no reset."""
 FRESH_GRACE_SECONDS: Final = 1.0
@@ -65,7 +68,7 @@ class Request(web.BaseRequest):
             response.headers[hdrs.CONNECTION] = "close"
 
 
-class Connection(RequestHandler):
+class Connection(Tapped):
     """One client connection."""
 
     __slots__ = ("opened", "server")
@@ -74,6 +77,27 @@ class Connection(RequestHandler):
         super().__init__(server, loop=asyncio.get_running_loop(), **limits)
         self.server = server
         self.opened = self._loop.time()
+        self.tap = None
+
+    def fresh_parser(self) -> None:
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            READ_BUFFER,
+            max_line_size=LINE_BYTES,
+            max_field_size=FIELD_BYTES,
+            max_headers=MAX_HEADERS,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if self.tap is not None:
+            self.tap.discard()
+        return await super().finish_response(request, resp, start_time)
 
     def idle(self, now: float) -> bool:
         """Waiting for a request that may never come; a fresh connection counts as busy for its grace."""
@@ -119,6 +143,7 @@ class HttpServer(web.Server):
             read_bufsize=READ_BUFFER,
             max_line_size=LINE_BYTES,
             max_field_size=FIELD_BYTES,
+            max_headers=MAX_HEADERS,
             lingering_time=LINGER_SECONDS,
             auto_decompress=False,
             access_log=logging.getLogger(ACCESS) if access else None,

@@ -1,4 +1,4 @@
-"""Who can reach the server, and whether the choice of ``auth.mode`` fits that.
+"""Who can reach the server, whether the choice of ``auth.mode`` fits that, and whether the settings hold together.
 
 ``none`` is the default only while every address is on this machine; any other address needs a choice, because the whole
 network behind it could read and write every cache.
@@ -6,15 +6,48 @@ network behind it could read and write every cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import structlog
+
+from cachesrv import settings_source
 from cachesrv.addresses import Address
 from cachesrv.config import Settings
 from cachesrv.settings_source import Problem, SettingsInvalid
 from cachesrv.web.authenticator import Authenticator
-from cachesrv.web.principals import AuthSettingsError
+from cachesrv.web.requests import BaseUrl
+from cachesrv.web.upstream import Upstream
 
-OPEN_WARNING = "auth.mode is 'none': everybody who can reach this server may read and write every cache"
+_OPEN = "auth.mode is 'none': everybody who can reach this server may read and write every cache"
+
+
+_log = structlog.stdlib.get_logger("cachesrv.server")
+
+
+def loaded(
+    path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] | None = None
+) -> Settings:
+    """The settings of a file, the environment and flags, settled. Raises SettingsInvalid that names for each problem
+    where it stands, SettingsUnreadable."""
+    settings = settings_source.load(path, environ=environ, flags=flags)
+    try:
+        return settled(settings)
+    except SettingsInvalid as error:
+        raise SettingsInvalid(*settings_source.located(error.problems, path, environ, flags)) from None
+
+
+def renewed(old: Settings, new: Settings) -> Settings:
+    """What a running server makes of settings read again. Its addresses and workers stay as they are, and it is these
+    addresses that ``auth.mode`` must fit, not those that the file names by now. Raises SettingsInvalid."""
+    fixed = {"listen": old.server.listen, "workers": old.server.workers}
+    return settled(new.model_copy(update={"server": new.server.model_copy(update=fixed)}))
+
+
+def warn_if_open(settings: Settings) -> None:
+    """One loud line in the log where nobody is asked for a token."""
+    if settings.auth.mode == "none":
+        _log.warning(_OPEN, listen=", ".join(settings.server.listen))
 
 
 def settled(settings: Settings) -> Settings:
@@ -36,7 +69,10 @@ def settled(settings: Settings) -> Settings:
         settings = settings.model_copy(update={"auth": auth.model_copy(update={"mode": "none"})})
     try:
         Authenticator(settings.auth, loopback_only=is_local(settings))
-    except AuthSettingsError as error:
+        BaseUrl(settings.server.base_url, settings.server.trusted_proxies)
+        if settings.actions.upstream:
+            Upstream(settings.actions.upstream, settings.actions.upstream_hosts)
+    except ValueError as error:
         key, _, message = str(error).partition(": ")
         raise SettingsInvalid(Problem("", key, message)) from None
     return settings

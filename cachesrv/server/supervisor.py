@@ -332,19 +332,19 @@ class Supervisor:
 
     def _read_settings(self) -> None:
         try:
-            new = exposure.settled(self._reload())
+            wanted = self._reload()
+            new = exposure.renewed(self._settings, wanted)
         except (SettingsInvalid, SettingsUnreadable) as error:
             for line in str(error).splitlines():
                 _log.error("settings not taken, the old ones stay", reason=line)
             return
-        for key in exposure.restart_needed(self._settings, new):
+        for key in exposure.restart_needed(self._settings, wanted):
             _log.warning("this setting changes at the next start only", key=key)
-        old = self._settings
-        fixed = {"listen": old.server.listen, "workers": old.server.workers}
         if not self._renewing:
-            self._before_renewal = old
-        self._settings = new.model_copy(update={"server": new.server.model_copy(update=fixed)})
+            self._before_renewal = self._settings
+        self._settings = new
         _use_logs(new)
+        exposure.warn_if_open(new)
         order = {"worker": 0, "housekeeper": 1, "committer": 2}
         self._renewing = sorted(self._posts, key=lambda post: order[post.role])
         _log.info("settings read again, replacing every process")

@@ -206,3 +206,20 @@ def test_lines_of_keys_are_where_the_keys_stand(tables: dict[str, dict[str, obje
             text += f"{key} = {_toml(value)}\n# comment\n"
     found = lines_of_keys(text)
     assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CACHESRV_MAX_SIZE", "1GB", "sets nothing; did you mean CACHESRV_STORE__MAX_SIZE?"),
+        ("CACHESRV_STORE", "1GB", "names a section: set CACHESRV_STORE__<KEY>, or"),
+    ],
+)
+def test_a_variable_that_would_set_nothing_is_an_error(name: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsInvalid, match=re.escape(f"{name}: {said}")):
+        load(None, environ={**HOME, name: value})
+
+
+def test_variables_of_other_programs_and_whole_sections_are_fine() -> None:
+    environ = {**HOME, "CACHESRV_NO_SKIPS": "1", "CACHESRV_STORE": '{"max_size": "7GB"}'}
+    assert load(None, environ=environ).store.max_size == 7 * 1000**3
