@@ -49,6 +49,10 @@ LOCK_WAIT_SECONDS: Final = 5.0
 LOCK_POLL_SECONDS: Final = 0.05
 TICK_SECONDS: Final = 60.0
 """How often the housekeeper writes the history of the counters."""
+FAREWELL_SECONDS: Final = 3.0
+"""How long the last row of the history may take at the end."""
+ROTATION_CHECK_SECONDS: Final = 3600.0
+"""How often the housekeeper looks whether the keys of signed URLs are old."""
 URL_KEYS: Final = "url-keys"
 
 _log = structlog.stdlib.get_logger("cachesrv.server")
@@ -125,24 +129,41 @@ def commit(duty: Duty, listener: socket.socket, ready: Ready) -> None:
 
 
 async def keep_house(duty: Duty, stop: asyncio.Event, ready: Ready) -> None:
-    """See ``Parts.keep``: the store's housekeeping and the history of the counters."""
+    """See ``Parts.keep``: the store's housekeeping, the history of the counters, and fresh keys for signed URLs."""
     listener = _listener(_recorder(duty.root, layout.HOUSEKEEPER))
     store = await Store.start(duty.root, store_options(duty.settings), on_event=listener)
     view = IndexView(store.index, store.volatile)
-    history = asyncio.create_task(_keep_history(History(duty.root, view, store.writer.submit)), name="history")
+    history = asyncio.create_task(_keep_history(History(duty.root, view, store.writer.submit), stop), name="history")
+    keys = asyncio.create_task(_rotate_keys(duty), name="url-keys")
     ready()
     try:
         await housekeeper.keep(store, stop)
     finally:
-        history.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await history
+        keys.cancel()
+        stop.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await history
         await store.close()
 
 
-async def _keep_history(history: History) -> None:
+async def _rotate_keys(duty: Duty) -> None:
     while True:
-        await asyncio.sleep(TICK_SECONDS)
+        try:
+            keys = await asyncio.to_thread(UrlKeys.open, duty.root / URL_KEYS, duty.settings.actions.url_ttl)
+            if await asyncio.to_thread(keys.rotate_if_due):
+                _log.info("a new key will sign URLs")
+        except (UrlKeysError, OSError) as error:
+            _log.warning("the keys of signed URLs were not looked at", reason=str(error))
+        await asyncio.sleep(ROTATION_CHECK_SECONDS)
+
+
+async def _keep_history(history: History, stop: asyncio.Event) -> None:
+    """Until ``stop``, and once more then: the workers are gone already, so nothing counted is missing."""
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TICK_SECONDS):
+                await stop.wait()
         try:
             await history.tick()
         except (StoreError, OSError) as error:

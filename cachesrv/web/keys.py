@@ -4,8 +4,9 @@ File ``url-keys``, mode 0600, version 1: a JSON list, newest first, of
 ``{"key": base64url of 32 bytes, "created": Unix seconds}``. It is written to a temporary name, synced, and put in place
 whole: by link on first start (of several processes one wins, the others read its file), by rename on rotation.
 
-A new key signs only after ACTIVATION_SECONDS: by then every process that refreshes has it. An older key verifies until
-the URLs it signed have run out.
+One process calls ``rotate_if_due`` now and then. A key signs for ROTATE_SECONDS; a new one only after
+ACTIVATION_SECONDS: by then every process that refreshes has it. An older key verifies until the URLs it signed have run
+out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ ACTIVATION_SECONDS: Final = 30.0
 """Between the rotation and the first signature by the new key."""
 REFRESH_SECONDS: Final = 10.0
 """How often a process looks for a rotation (one stat)."""
+ROTATE_SECONDS: Final = 30 * 86400.0
+"""How long one key signs before the next is made."""
 KEY_BYTES: Final = 32
 
 
@@ -94,6 +97,14 @@ class UrlKeys:
         self._keys = self._read()
         _replace(self._path, [_fresh(now), *self._alive(now)])
         self.refresh()
+
+    def rotate_if_due(self) -> bool:
+        """``rotate`` when the newest key is older than ROTATE_SECONDS; whether it was. Blocks and raises as it does."""
+        self.refresh()
+        due = self._clock() - self._keys[0].created >= ROTATE_SECONDS
+        if due:
+            self.rotate()
+        return due
 
     async def keep(self) -> None:
         """Follow rotations until cancelled. A file that cannot be read leaves the keys as they are."""

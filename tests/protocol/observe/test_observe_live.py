@@ -12,6 +12,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from cachesrv.observe.history import read_last
+from cachesrv.observe.view import opened
 from tests.server_process import ServerProcess
 
 LOOKUP = "/twirp/github.actions.results.api.v1.CacheService/GetCacheEntryDownloadURL"
@@ -54,6 +56,10 @@ def test_numbers_are_right_across_workers_and_restarts(tmp_path: Path, token: Ca
             assert {one["misses"] for one in window["repositories"]} == {LOOKUPS // 2}
             assert len(window["repositories"]) == 2
     server.stop()
+    with opened(server.data) as view:
+        last = read_last(view)
+    assert last is not None, "the history was not written at the end"
+    assert last.totals.protocols["actions"].misses == LOOKUPS
     assert stats("--data", str(server.data))["windows"]["all"]["total"]["misses"] == LOOKUPS
     server.start()
     windows = stats("--url", server.url)["windows"]

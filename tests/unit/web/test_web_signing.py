@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachesrv.store.model import BlobId, EntryId, UploadId
-from cachesrv.web.keys import UrlKeys, UrlKeysError
+from cachesrv.web.keys import ROTATE_SECONDS, UrlKeys, UrlKeysError
 from cachesrv.web.signing import DownloadGrant, SignatureExpired, SignatureInvalid, UploadGrant, UrlSigner
 
 NOW = 1_800_000_000.0
@@ -146,6 +146,16 @@ def test_a_key_file_that_others_can_read_is_closed(tmp_path: Path, keys: UrlKeys
     path.chmod(0o644)
     UrlKeys.open(path, TTL)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_is_turned_over_when_it_is_old(tmp_path: Path, keys: UrlKeys, clock: Clock) -> None:
+    assert not keys.rotate_if_due()
+    clock.now += ROTATE_SECONDS
+    other = UrlKeys.open(tmp_path / "url-keys", TTL, clock)
+    assert keys.rotate_if_due()
+    assert not keys.rotate_if_due()
+    assert not other.rotate_if_due()
+    assert len(json.loads((tmp_path / "url-keys").read_bytes())) == 2
 
 
 def test_rotation_leaves_issued_urls_good_until_they_expire(tmp_path: Path, keys: UrlKeys, clock: Clock) -> None:
