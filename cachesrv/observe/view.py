@@ -33,7 +33,7 @@ class IndexView:
             on_disk=totals.disk_bytes,
             zstd=max(totals.raw_bytes - totals.stored_bytes, 0),
             dedup=totals.dedup_bytes,
-            uploads=len(self._volatile.uploads()),
+            uploads=self._volatile.count(),
         )
 
 

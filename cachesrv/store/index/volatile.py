@@ -112,6 +112,11 @@ class Volatile:
         with self._reading() as rows:
             return None if rows is None else finished_as(rows, upload)
 
+    def count(self) -> int:
+        """How many uploads there are; costs one look at the table's head."""
+        with self._reading() as rows:
+            return 0 if rows is None else rows.count("upload")
+
     def uploads(self) -> list[UploadRow]:
         """All of them, oldest id first."""
         found = []
