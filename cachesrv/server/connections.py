@@ -27,7 +27,8 @@ from cachesrv.web.requests import new_request_id
 READ_BUFFER: Final = 256 * 1024
 """Bytes asked of a socket at once, and held per connection while its body is not being read."""
 KEEP_ALIVE_SECONDS: Final = 75.0
-"""An idle connection is closed after this; longer than what reverse proxies keep theirs."""
+"""An idle connection, or one whose request head does not come, is closed after this; longer than what reverse proxies
+keep theirs."""
 LINE_BYTES: Final = 16 * 1024
 """Longest request line: keys of 512 characters, percent-encoded, several to a v1 lookup."""
 FIELD_BYTES: Final = 32 * 1024

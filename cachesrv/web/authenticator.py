@@ -63,12 +63,18 @@ class Authenticator:
         if verdict is not None and (verdict.expires is None or self._clock() < verdict.expires):
             self._verdicts.move_to_end(remembered)
             return verdict.principal
-        segments = tuple(unquote(part) for part in (path_segment or "").split("/") if part)
-        verdict = await self._verifier.verify(_bearer(authorization), segments)
+        verdict = await self._verifier.verify(_bearer(authorization), _segments(path_segment))
         self._verdicts[remembered] = verdict
         if len(self._verdicts) > REMEMBERED:
             self._verdicts.popitem(last=False)
         return verdict.principal
+
+    def holds_secret(self, authorization: str | None, path: str) -> bool:
+        """Whether the raw path or the token is the shared secret itself, which nobody else may see."""
+        try:
+            return self._verifier.is_secret(_bearer(authorization), _segments(path))
+        except Unauthenticated:
+            return False
 
     def _build(self, settings: AuthSettings, loopback_only: bool) -> Verifier:
         allowed = AllowList(settings.allow_owners, settings.allow_repositories)
@@ -87,6 +93,10 @@ class Authenticator:
         if self.mode == "shared-secret":
             return SharedSecretVerifier(settings.shared_secret, settings.fallback_repository)
         return TrustingVerifier(settings.fallback_repository)
+
+
+def _segments(path: str | None) -> tuple[str, ...]:
+    return tuple(unquote(part) for part in (path or "").split("/") if part)
 
 
 def _bearer(authorization: str | None) -> str | None:

@@ -10,6 +10,9 @@ path (any prefix before it)                         answered by
 anything else                                       the upstream; without one not ours
 =================================================== =================================================================
 
+What holds the shared secret (as its token, or at the start of its path) is not forwarded: the upstream may know the
+jobs' tokens, not ours.
+
 Since an upstream takes whatever nobody else wants, the server asks this room last. The prefix may hold a shared secret
 or a repository (see ``cachesrv.web.authenticator``).
 """
@@ -20,7 +23,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import unquote
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from cachesrv.protocols.actions import azure, rest, twirp
 from cachesrv.protocols.actions.calls import Call, guarded
@@ -72,4 +75,7 @@ async def _forward(call: Call) -> web.StreamResponse:
     call.operation = "proxy"
     if call.context.upstream is None:
         raise Refusal(Reason.BAD_ROUTE, "this server is a cache; actions.upstream names no server for the rest")
-    return await call.context.upstream.forward(call.request)
+    authorization = call.request.headers.get(hdrs.AUTHORIZATION)
+    if call.context.authenticator.holds_secret(authorization, call.path):
+        raise Refusal(Reason.BAD_ROUTE, "this request holds the secret of this server, so it is not forwarded")
+    return await call.context.upstream.forward(call.request, idle_receive=call.context.settings.limits.idle_receive)

@@ -58,6 +58,9 @@ class JwksVerifier:
         if self._session is not None:
             await self._session.close()
 
+    def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
+        return False
+
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """See ``Verifier``. The path proves nothing here."""
         if token is None:

@@ -45,11 +45,11 @@ class SharedSecretVerifier:
 
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """See ``Verifier``."""
-        if segments and self._is_secret(segments[0]):
+        if segments and self._matches(segments[0]):
             return self._opaque(segments[1:])
         if token is None:
             raise Unauthenticated("no bearer token")
-        if self._is_secret(token):
+        if self._matches(token):
             return self._opaque(segments)
         refused = Unauthenticated("the token is not a valid JWT")
         for key in self._keys:
@@ -72,7 +72,10 @@ class SharedSecretVerifier:
             return path_repository(segments[0])
         raise Unauthenticated("the token names no repository, and auth.fallback_repository is not set")
 
-    def _is_secret(self, text: str) -> bool:
+    def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
+        return (token is not None and self._matches(token)) or any(map(self._matches, segments[:1]))
+
+    def _matches(self, text: str) -> bool:
         return hmac.compare_digest(_digest(text), self._digest)
 
 

@@ -44,6 +44,9 @@ class StaticKeyVerifier:
     async def stop(self) -> None:
         return
 
+    def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
+        return False
+
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """See ``Verifier``. The path proves nothing here."""
         if token is None:

@@ -25,6 +25,9 @@ class TrustingVerifier:
     async def stop(self) -> None:
         return
 
+    def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
+        return False
+
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """Refuses only a JWT whose ``ac`` is there but malformed: its job would otherwise get a scope it has not."""
         try:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from cachesrv.config import AuthSettings, Settings
 from cachesrv.store.api import CacheStore
 from cachesrv.web.upstream import Upstream
-from tests.protocol.actions.actions_server import VERSION, ActionsServer, Clock, actions_server
+from tests.protocol.actions.actions_server import VERSION, ActionsServer, Clock, actions_server, fresh_secret
 
 ARTIFACTS = "twirp/github.actions.results.api.v1.ArtifactService"
 
@@ -65,6 +66,29 @@ async def test_t19_artifacts_pass_byte_for_byte(
         await cache.ask("GET", "_apis/artifactcache")
         await cache.get(f"{cache.url}/cachesrv/actions-cache/x")
         assert asked == []
+
+
+async def test_the_shared_secret_never_goes_up(
+    store: CacheStore,
+    clock: Clock,
+    tmp_path: Path,
+    upstream: tuple[Upstream, list[tuple[str, str, dict[str, str], bytes]]],
+) -> None:
+    forwarder, asked = upstream
+    secret = fresh_secret()
+    settings = Settings(auth=AuthSettings(mode="shared-secret", shared_secret=secret, fallback_repository="r"))
+    async with actions_server(store, clock, tmp_path / "room", settings, forwarder) as cache:
+        escaped = f"%{ord(secret[0]):02x}{secret[1:]}"
+        for path in (f"{secret}/{ARTIFACTS}/CreateArtifact", f"/{escaped}/elsewhere"):
+            answer = await cache.ask("POST", path, data=b"{}")
+            assert (answer.status, answer.json()["code"]) == (404, "bad_route")
+        answer = await cache.with_token(secret).ask("POST", f"{ARTIFACTS}/CreateArtifact", data=b"{}")
+        assert (answer.status, answer.json()["code"]) == (404, "bad_route")
+        assert asked == []
+        await cache.ask(
+            "POST", f"{ARTIFACTS}/CreateArtifact", data=b"{}"
+        )  # a job's own token is the upstream's business
+        assert len(asked) == 1
 
 
 async def test_t19_without_an_upstream_the_answer_is_quick_and_json(cache: ActionsServer) -> None:

@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from cachesrv.server import logs
+from cachesrv.web.blobs import BlobResponse
 
 
 @pytest.fixture
@@ -125,6 +126,24 @@ def test_an_access_line_tells_enough_and_no_secret(stream: io.StringIO, format: 
             "supervisor",
             10,
         )
+
+
+@pytest.mark.parametrize("written", ["%733cret", "s%33cre%74", "%73%33%63%72%65%74", "s3cret"])
+def test_a_secret_is_blotted_out_however_its_path_is_escaped(stream: io.StringIO, written: str) -> None:
+    logs.configure("json", "info", stream=stream)
+    logs.hide("s3cret", "%+(x")
+    structlog.stdlib.get_logger("x").info("saw", path=f"/{written}/%5ba", other="%25%2b(x and %+(x")
+    shown = json.loads(stream.getvalue())
+    assert (shown["path"], shown["other"]) == ("/***/%5ba", "*** and ***")
+
+
+def test_the_line_of_a_download_that_broke_off_says_so(stream: io.StringIO) -> None:
+    logs.configure("json", "info", stream=stream)
+    response = BlobResponse(status=200, headers={"Content-Length": "1000"})
+    response.bytes_out, response.outcome = 300, "aborted"
+    logs.AccessLog(logging.getLogger(logs.ACCESS), "").log(_Request, response, 1.0)  # type: ignore[arg-type]
+    shown = json.loads(stream.getvalue())
+    assert (shown["bytes"], shown["cut"]) == (300, "aborted")
 
 
 def test_access_lines_follow_the_level(stream: io.StringIO) -> None:
