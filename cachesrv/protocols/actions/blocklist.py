@@ -4,7 +4,7 @@
     <BlockList><Latest>BASE64</Latest><Uncommitted>BASE64</Uncommitted><Committed>BASE64</Committed></BlockList>
 
 The three tags mean the same here: the newest block staged under that id. Hostile input is bounded while it streams: no
-document type, no entities, no other elements, no more than ``max_blocks`` ids of MAX_ID_CHARS; UTF-8 only.
+document type, no entities, no other elements, no more than ``max_blocks`` ids of MAX_ID_CHARS.
 
 A block id is an opaque text. Clients send base64 of 16, 48 or 64 bytes; the store takes ids of 1 to 64 bytes. A text of
 up to 64 bytes is its own id; a longer one is named by its SHA-256.

@@ -122,6 +122,11 @@ SICK: Final = frozenset({Reason.FULL, Reason.BUSY, Reason.UNWRITABLE, Reason.INT
 
 EXISTS_TEXT: Final = "cache entry with the same key, version, and scope already exists"
 INTERNAL_TEXT: Final = "internal error"
+_TEXTS: Final = {
+    Reason.EXISTS: EXISTS_TEXT,
+    # The store's own words hold the id as it keeps it, which may be a hash.
+    Reason.BAD_BLOCK: "the block list names a block that was never staged",
+}
 
 
 class Refusal(Exception):
@@ -164,7 +169,7 @@ def from_store(error: store.StoreError) -> Refusal:
     """The refusal that a store error means here."""
     for kind, reason in _STORE:
         if isinstance(error, kind):
-            text = EXISTS_TEXT if reason is Reason.EXISTS else str(error) or kind.__name__
+            text = _TEXTS.get(reason) or str(error) or kind.__name__
             return Refusal(reason, text)
     return Refusal(Reason.INTERNAL, INTERNAL_TEXT)
 

@@ -27,16 +27,19 @@ def _expires(call: Call) -> float:
     return call.context.clock() + call.context.settings.actions.url_ttl
 
 
-def upload_url(call: Call, upload: UploadId) -> str:
-    """Where the client puts the bytes. Raises InvalidHost."""
-    base = call.context.base_url.of(call.request)
+def base_url(call: Call) -> str:
+    """Where the client reaches us. Raises InvalidHost."""
+    return call.context.base_url.of(call.request)
+
+
+def upload_url(call: Call, base: str, upload: UploadId) -> str:
+    """Where the client puts the bytes. ``base``: of :func:`base_url`, asked before anything is reserved."""
     return call.context.signer.sign_upload(base, upload, call.tenant, _expires(call))
 
 
 def download_url(call: Call, entry: Entry) -> str:
     """Where the client gets the bytes: signed afresh for each answer. Raises InvalidHost."""
-    base = call.context.base_url.of(call.request)
-    return call.context.signer.sign_download(base, entry.id, entry.blob, call.tenant, _expires(call))
+    return call.context.signer.sign_download(base_url(call), entry.id, entry.blob, call.tenant, _expires(call))
 
 
 def query_fields(request: web.BaseRequest, *, plus_is_space: bool) -> dict[str, str]:

@@ -100,7 +100,8 @@ def _json(status: int, value: object) -> web.Response:
 
 
 async def _read(call: Call, kind: type[S]) -> S:
-    body = await read_document(call.request, call.context.settings.limits.max_json)
+    limits = call.context.settings.limits
+    body = await read_document(call.request, limits.max_json, idle=limits.idle_receive)
     call.bytes_in = len(body)
     try:
         return msgspec.json.decode(body, type=kind)

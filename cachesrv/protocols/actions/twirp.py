@@ -34,7 +34,7 @@ from google.protobuf.message import DecodeError, Message
 
 from cachesrv.protocols.actions.calls import Call, respond
 from cachesrv.protocols.actions.errors import SICK, Reason, Refusal, twirp_body
-from cachesrv.protocols.actions.links import download_url, upload_url
+from cachesrv.protocols.actions.links import base_url, download_url, upload_url
 from cachesrv.protocols.actions.lookups import check_name, find, search_keys
 from cachesrv.protocols.actions.proto import cache_pb2 as pb
 from cachesrv.protocols.actions.saves import finalize, reserve
@@ -75,7 +75,8 @@ async def handle(call: Call, method: str) -> web.StreamResponse:
 
 async def _read(call: Call, message: M) -> M:
     """The request message. Raises Refusal(INVALID), BodyTooLarge."""
-    body = await read_document(call.request, call.context.settings.limits.max_json)
+    limits = call.context.settings.limits
+    body = await read_document(call.request, limits.max_json, idle=limits.idle_receive)
     call.bytes_in = len(body)
     try:
         if call.request.content_type == PROTOBUF:
@@ -92,8 +93,9 @@ async def _create(call: Call) -> Message:
         principal = await call.authenticate()
         asked = await _read(call, pb.CreateCacheEntryRequest())
         check_name(asked.key, asked.version)
+        base = base_url(call)
         upload = await reserve(call.context.store, principal, asked.key, asked.version, size=None)
-        return pb.CreateCacheEntryResponse(ok=True, signed_upload_url=upload_url(call, upload))
+        return pb.CreateCacheEntryResponse(ok=True, signed_upload_url=upload_url(call, base, upload))
     except ClientGone:
         raise
     except Exception as error:

@@ -229,3 +229,10 @@ async def test_the_recorder_hears_of_every_call_once(cache: ActionsServer) -> No
     ]
     assert cache.recorded.seen[2][3] == 7
     assert cache.recorded.seen[5][4] == 7
+
+
+async def test_a_request_whose_answer_could_name_no_host_reserves_nothing(cache: ActionsServer) -> None:
+    message = {"key": "k", "version": VERSION}
+    answer = await cache.twirp("CreateCacheEntry", message, headers={"Host": "no host"})
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_argument")
+    await cache.save("k")
