@@ -29,22 +29,22 @@ class Quarantiner:
 
     async def damaged(self, blob: BlobId | int, form: Form, reason: str) -> None:
         """A checksum failed: drop the entries, keep the files in ``q/`` for whoever wants to look."""
-        if not self._has(blob, form):
-            return
-        await self._drop(blob, reason)
-        if isinstance(form, Filed):
-            await asyncio.to_thread(self._folder.quarantine, form.file_id, form.parts)
+        if self._has(blob, form):
+            await self._drop(blob, form, reason)
 
     async def missing(self, blob: BlobId | int, form: Form) -> None:
-        """A file was not there, or too short. Drop the entries if that still is so."""
+        """A file was not there, or too short. If that still is so, the same."""
         if self._has(blob, form) and not await asyncio.to_thread(self._folder.holds, form):
-            await self._drop(blob, "its files are missing or too short")
+            await self._drop(blob, form, "its files are missing or too short")
 
     def _has(self, blob: BlobId | int, form: Form) -> bool:
         row = self._index.blob(blob)
         return row is not None and not row.bad and row.form == form
 
-    async def _drop(self, blob: BlobId | int, reason: str) -> None:
+    async def _drop(self, blob: BlobId | int, form: Form, reason: str) -> None:
         removed = await self._writer.submit(Quarantine(blob, reason, int(self._clock() * 1000)))
         report_removed(self._listener, RemovalReason.DAMAGED, removed)
-        self._listener(BlobQuarantined(blob, reason, len(removed)))
+        if removed:  # else somebody else was first
+            self._listener(BlobQuarantined(blob, reason, len(removed)))
+        if isinstance(form, Filed):
+            await asyncio.to_thread(self._folder.quarantine, form.file_id, form.parts)

@@ -61,7 +61,7 @@ class Pressure:
 def pressure(store: Store, uploads: int) -> Pressure | None:
     """What the disk asks for now. ``uploads``: bytes of uploads in flight, which count and cannot be evicted.
 
-    Dead records in pack segments that come back by themselves (see ``segments``) are not asked for a second time."""
+    What comes back by itself is not asked for a second time: graves, dead records in packs (see ``segments``)."""
     totals = store.index.totals()
     used = totals.file_bytes + totals.segment_bytes + uploads
     budget = store.options.max_size
@@ -69,14 +69,12 @@ def pressure(store: Store, uploads: int) -> Pressure | None:
         used -= segments.coming_back(store)
         if used > budget * START_SHARE:
             return Pressure(math.ceil(used - budget * STOP_SHARE), RemovalReason.BUDGET)
-    floor = store.options.min_free
-    spare = min(floor, budget // FLOOR_SHARE)
-    # What is in graves comes back within a minute: do not evict for it twice.
+    start, stop = _floor(store)
     free = store.folder.free_bytes() + totals.grave_bytes
-    if floor and free < floor + spare // 2:
-        short = floor + spare - free - segments.coming_back(store)
-        if short > spare // 2:
-            return Pressure(short, RemovalReason.FREE_SPACE)
+    if free < start:
+        free += segments.coming_back(store)
+        if free < start:
+            return Pressure(stop - free, RemovalReason.FREE_SPACE)
     return None
 
 
@@ -84,17 +82,20 @@ def is_pressed(store: Store) -> bool:
     """Whether the disk is so short that dead records in packs are worth copying live ones."""
     totals = store.index.totals()
     used = totals.file_bytes + totals.segment_bytes
-    floor = store.options.min_free
-    return used > store.options.max_size * START_SHARE or (
-        bool(floor) and store.folder.free_bytes() < floor + min(floor, store.options.max_size // FLOOR_SHARE)
-    )
+    return used > store.options.max_size * START_SHARE or store.folder.free_bytes() < _floor(store)[0]
 
 
 def is_tight(store: Store, uploads: int) -> bool:
-    """Whether the disk cannot wait for the graves: with them the budget is passed, or the floor is reached."""
-    return store.index.totals().disk_bytes + uploads > store.options.max_size or (
-        store.folder.free_bytes() < store.options.min_free
-    )
+    """Whether the disk cannot wait for the graves: with them the budget is passed, or the floor is near."""
+    used = store.index.totals().disk_bytes + uploads
+    return used > store.options.max_size or store.folder.free_bytes() < _floor(store)[0]
+
+
+def _floor(store: Store) -> tuple[int, int]:
+    """Free bytes below which eviction for the floor starts, and at which it stops."""
+    floor = store.options.min_free
+    spare = min(floor, store.options.max_size // FLOOR_SHARE)
+    return floor + spare // 2, floor + spare
 
 
 async def relieve(store: Store, wanted: Pressure) -> int:
