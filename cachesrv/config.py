@@ -127,21 +127,28 @@ class StoreSettings(Section):
     data: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
         None, description="Data folder; default: cachesrv under the XDG data home."
     )
-    max_size: Size = Field(50 * 1000**3, description="Byte budget on disk. Eviction starts at 95 % and stops at 90 %.")
+    max_size: Size = Field(
+        50 * 1000**3, ge=16 * 1000**2, description="Byte budget on disk. Eviction starts at 95 % and stops at 90 %."
+    )
     min_free: Size = Field(2 * 1000**3, description="Free space on the disk that is never used.")
     durability: Literal["durable", "relaxed"] = Field(
         "durable",
         description="durable: an acknowledged save survives a power cut. relaxed: it may be lost, never wrong.",
     )
-    stale_upload: Seconds = Field(900.0, description="A reservation without a byte for this long may be taken over.")
+    stale_upload: Seconds = Field(
+        900.0, ge=1, description="A reservation without a byte for this long may be taken over."
+    )
     expire_unused: Seconds = Field(7 * 86400.0, description="Actions entries unused for this long go; 0 keeps them.")
     quota: Size = Field(0, description="Logical bytes a repository may hold; 0: no quota.")
-    quotas: dict[str, Size] = Field({}, description="The same for single repositories, by name or id.")
+    quotas: dict[str, Size] = Field(
+        {},
+        description="The same for single repositories, as cachesrv stats names them: by id, where tokens have one.",
+    )
     scrub_rate: Size = Field(
         20 * 1000**2, description="Bytes a second that the background scrub reads; 0 turns it off."
     )
     zstd_level: int = Field(3, ge=0, le=19, description="Level of zstd behind the acknowledgement; 0 turns it off.")
-    index_limit: Size = Field(64 * 1024**3, description="Largest size of the index.")
+    index_limit: Size = Field(64 * 1024**3, ge=16 * 1024**2, description="Largest size of the index.")
 
 
 class JwksIssuer(Section):
@@ -181,18 +188,20 @@ class ActionsSettings(Section):
         ["results-receiver.actions.githubusercontent.com"],
         description="Hosts that 'upstream' may name; a leading dot allows subdomains.",
     )
-    url_ttl: Seconds = Field(6 * 3600.0, description="How long signed upload and download URLs are good.")
+    url_ttl: Seconds = Field(
+        6 * 3600.0, ge=60, le=30 * 86400, description="How long signed upload and download URLs are good."
+    )
 
 
 class LimitSettings(Section):
     """What one request may cost."""
 
     max_entry: Size = Field(0, description="Largest single entry; 0: the byte budget.")
-    max_json: Size = Field(1024**2, description="Largest JSON or protobuf request body.")
-    max_block_list: Size = Field(8 * 1024**2, description="Largest block list document.")
-    max_blocks: int = Field(50_000, description="Blocks in one upload.")
-    idle_send: Seconds = Field(300.0, description="A download that moves no byte for this long is dropped.")
-    idle_receive: Seconds = Field(120.0, description="An upload that moves no byte for this long is dropped.")
+    max_json: Size = Field(1024**2, ge=1000, description="Largest JSON or protobuf request body.")
+    max_block_list: Size = Field(8 * 1024**2, ge=1000, description="Largest block list document.")
+    max_blocks: int = Field(50_000, ge=1, description="Blocks in one upload.")
+    idle_send: Seconds = Field(300.0, ge=1, description="A download that moves no byte for this long is dropped.")
+    idle_receive: Seconds = Field(120.0, ge=1, description="An upload that moves no byte for this long is dropped.")
 
 
 class LogSettings(Section):

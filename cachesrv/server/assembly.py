@@ -174,7 +174,7 @@ async def _keep_history(history: History, stop: asyncio.Event) -> None:
 async def serve_rooms(duty: Duty) -> AsyncIterator[Served]:
     """See ``Parts.serve``."""
     settings = duty.settings
-    recorder = _recorder(duty.root, layout.FIRST_WORKER + duty.seat)
+    recorder = _recorder(duty.root, layout.worker_slot(duty.seat))
     async with AsyncExitStack() as cleanup:
         store = await Store.start(duty.root, store_options(settings), worker=duty.seat, on_event=_listener(recorder))
         cleanup.push_async_callback(store.close)

@@ -139,7 +139,6 @@ async def _put_block_list(call: Call, upload: UploadId) -> None:
     parser = BlockListParser(limits.max_blocks)
     body = RequestBody(call.request, idle=limits.idle_receive, limit=limits.max_block_list)
     async for chunk in body:
-        call.bytes_in = body.received
         for start in range(0, len(chunk), _PARSE_BYTES):
             parser.feed(chunk[start : start + _PARSE_BYTES])
             await asyncio.sleep(0)

@@ -40,6 +40,7 @@ class Call:
     outcome: str = "ok"
     tenant: str = ""
     bytes_in: int = 0
+    """Of content: documents do not count."""
     bytes_out: int = 0
     prefix: str = ""
     """The path before this room's own: it may hold a secret or a repository."""

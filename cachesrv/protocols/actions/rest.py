@@ -102,7 +102,6 @@ def _json(status: int, value: object) -> web.Response:
 async def _read(call: Call, kind: type[S]) -> S:
     limits = call.context.settings.limits
     body = await read_document(call.request, limits.max_json, idle=limits.idle_receive)
-    call.bytes_in = len(body)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

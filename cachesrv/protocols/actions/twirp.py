@@ -77,7 +77,6 @@ async def _read(call: Call, message: M) -> M:
     """The request message. Raises Refusal(INVALID), BodyTooLarge."""
     limits = call.context.settings.limits
     body = await read_document(call.request, limits.max_json, idle=limits.idle_receive)
-    call.bytes_in = len(body)
     try:
         if call.request.content_type == PROTOBUF:
             message.ParseFromString(body)

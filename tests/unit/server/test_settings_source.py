@@ -223,3 +223,24 @@ def test_a_variable_that_would_set_nothing_is_an_error(name: str, value: str, sa
 def test_variables_of_other_programs_and_whole_sections_are_fine() -> None:
     environ = {**HOME, "CACHESRV_NO_SKIPS": "1", "CACHESRV_STORE": '{"max_size": "7GB"}'}
     assert load(None, environ=environ).store.max_size == 7 * 1000**3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "store.max_size = 0",
+        "store.stale_upload = 0",
+        "store.index_limit = 1",
+        "actions.url_ttl = 0",
+        'actions.url_ttl = "52w"',
+        "limits.max_json = 0",
+        "limits.max_blocks = 0",
+        "limits.idle_send = 0",
+        "limits.idle_receive = 0",
+    ],
+)
+def test_values_with_which_nothing_could_be_cached_are_errors(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(line)
+    with pytest.raises(SettingsInvalid, match=re.escape(f"{file}:1: {line.split(' ')[0]}: input should be")):
+        load(file, environ=HOME)
