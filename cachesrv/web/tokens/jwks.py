@@ -19,7 +19,7 @@ from cachesrv.web.principals import AuthSettingsError, KeysUnavailable, Unauthen
 from cachesrv.web.tokens.allowlist import AllowList
 from cachesrv.web.tokens.claims import facts_of, issuer_prefix, principal, scopes_of, writer_of
 from cachesrv.web.tokens.keyset import Fetch, KeySet, KeySetError
-from cachesrv.web.tokens.verifier import Verdict, expiry, unverified, verified_claims
+from cachesrv.web.tokens.verifier import Verdict, Verifier, expiry, unverified, verified_claims
 
 ALGORITHM: Final = "RS256"
 FETCH_SECONDS: Final = 10.0
@@ -27,7 +27,7 @@ DOCUMENT_BYTES: Final = 1024 * 1024
 """Largest key set document."""
 
 
-class JwksVerifier:
+class JwksVerifier(Verifier):
     """``changed`` is called when any issuer's keys changed, for whoever caches verdicts.
 
     Raises AuthSettingsError.
@@ -57,9 +57,6 @@ class JwksVerifier:
         await asyncio.gather(*(keys.stop() for keys in self._sets.values()))
         if self._session is not None:
             await self._session.close()
-
-    def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
-        return False
 
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """See ``Verifier``. The path proves nothing here."""

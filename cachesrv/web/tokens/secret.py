@@ -17,7 +17,7 @@ from typing import Final
 
 from cachesrv.web.principals import AuthSettingsError, Unauthenticated
 from cachesrv.web.tokens.claims import EVERYTHING, facts_of, principal, scopes_of, writer_of
-from cachesrv.web.tokens.verifier import Verdict, expiry, verified_claims
+from cachesrv.web.tokens.verifier import Verdict, Verifier, expiry, verified_claims
 
 MIN_SECRET_CHARACTERS: Final = 32
 """A shorter one could be guessed from a single HS256 token."""
@@ -25,7 +25,7 @@ ALGORITHM: Final = "HS256"
 PATH_PREFIX: Final = "path:"
 
 
-class SharedSecretVerifier:
+class SharedSecretVerifier(Verifier):
     """Raises AuthSettingsError."""
 
     def __init__(self, secret: str, fallback_repository: str) -> None:
@@ -36,12 +36,6 @@ class SharedSecretVerifier:
         self._digest = _digest(secret)
         self._keys = [secret.encode(), *_decoded(secret)]
         self._fallback = fallback_repository
-
-    async def start(self) -> None:
-        return
-
-    async def stop(self) -> None:
-        return
 
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """See ``Verifier``."""

@@ -13,10 +13,10 @@ from cachesrv.web.principals import AuthSettingsError, Unauthenticated
 from cachesrv.web.tokens.allowlist import AllowList
 from cachesrv.web.tokens.claims import facts_of, principal, scopes_of, writer_of
 from cachesrv.web.tokens.keyset import MIN_KEY_BITS
-from cachesrv.web.tokens.verifier import Verdict, expiry, verified_claims
+from cachesrv.web.tokens.verifier import Verdict, Verifier, expiry, verified_claims
 
 
-class StaticKeyVerifier:
+class StaticKeyVerifier(Verifier):
     """Reads the key file when built (blocks). Raises AuthSettingsError."""
 
     def __init__(self, key_file: str, allowed: AllowList, fallback_repository: str) -> None:
@@ -37,15 +37,6 @@ class StaticKeyVerifier:
         self._key = key
         self._allowed = allowed
         self._fallback = fallback_repository
-
-    async def start(self) -> None:
-        return
-
-    async def stop(self) -> None:
-        return
-
-    def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
-        return False
 
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """See ``Verifier``. The path proves nothing here."""

@@ -7,26 +7,17 @@ from typing import Final
 from cachesrv.web.principals import Unauthenticated
 from cachesrv.web.tokens.claims import EVERYTHING, facts_of, principal, scopes_of, writer_of
 from cachesrv.web.tokens.secret import path_repository
-from cachesrv.web.tokens.verifier import Verdict, unverified
+from cachesrv.web.tokens.verifier import Verdict, Verifier, unverified
 
 DEFAULT_REPOSITORY: Final = "default"
 """Repository of those who name none when ``auth.fallback_repository`` is not set either."""
 
 
-class TrustingVerifier:
+class TrustingVerifier(Verifier):
     """For listeners that only this machine reaches, or where somebody chose it by name."""
 
     def __init__(self, fallback_repository: str) -> None:
         self._fallback = fallback_repository
-
-    async def start(self) -> None:
-        return
-
-    async def stop(self) -> None:
-        return
-
-    def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
-        return False
 
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """Refuses only a JWT whose ``ac`` is there but malformed: its job would otherwise get a scope it has not."""

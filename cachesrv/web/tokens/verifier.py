@@ -27,7 +27,10 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """One token mode. ``verify`` may wait only for keys that are not here yet."""
+    """One token mode. ``verify`` may wait only for keys that are not here yet.
+
+    The modes inherit what most of them share: nothing to start or stop, and no secret of our own.
+    """
 
     async def verify(self, token: str | None, segments: tuple[str, ...]) -> Verdict:
         """``token``: what stands behind Bearer. ``segments``: decoded path segments before the API's own path.
@@ -38,11 +41,13 @@ class Verifier(Protocol):
 
     def is_secret(self, token: str | None, segments: tuple[str, ...]) -> bool:
         """Whether one of these is a secret of this server's own."""
-        ...
+        return False
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        return
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        return
 
 
 def verified_claims(token: str, key: Any, algorithm: str, issuer: str | None = None) -> Mapping[str, Any]:
