@@ -1,12 +1,13 @@
-"""Runs benchmarks by name and writes ``benchmarks/results/<name>.json`` and ``.md``."""
+"""Runs benchmarks by name and writes ``<name>.json`` and ``.md`` to ``benchmarks/results`` or ``--results``."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
-from benchmarks.report import Report, machine
+from benchmarks.report import RESULTS, Report, machine
 
 NAMES = ("get", "put", "lookups", "eviction", "memory", "client")
 
@@ -17,11 +18,12 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="smaller and fewer rounds: shows that it works, proves nothing"
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder that gets the tables")
     chosen = parser.parse_args()
     missed = 0
     print(machine())
     for name in NAMES if chosen.name == "all" else [chosen.name]:
-        report = Report(name, quick=chosen.quick)
+        report = Report(name, quick=chosen.quick, results=chosen.results)
         importlib.import_module(f"benchmarks.{name}").run(report)
         report.finish()
         missed += report.missed

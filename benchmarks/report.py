@@ -42,6 +42,7 @@ class Row:
 class Report:
     name: str
     quick: bool = False
+    results: Path = RESULTS
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -105,15 +106,15 @@ class Report:
             lines.append("| " + " | ".join(cells) + " |")
         Console(width=150).print(table)
         lines += ["", *(f"* {note}" for note in self.notes)]
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{self.name}.md").write_text("\n".join(lines) + "\n")
+        self.results.mkdir(exist_ok=True)
+        (self.results / f"{self.name}.md").write_text("\n".join(lines) + "\n")
         whole = {
             "name": self.name,
             "quick": self.quick,
             "machine": machine(),
             "rows": [asdict(row) for row in self.rows],
         }
-        (RESULTS / f"{self.name}.json").write_text(json.dumps({**whole, "notes": self.notes}, indent=1) + "\n")
+        (self.results / f"{self.name}.json").write_text(json.dumps({**whole, "notes": self.notes}, indent=1) + "\n")
 
 
 def _spread(values: list[float], unit: str) -> str:

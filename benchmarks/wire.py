@@ -38,6 +38,12 @@ class Api:
         self._connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port, timeout=600)
         self._headers = {"Authorization": f"Bearer {bearer or token()}", "Content-Type": "application/json"}
 
+    def __enter__(self) -> Api:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
     def call(self, method: str, body: Mapping[str, object]) -> dict[str, str]:
         self._connection.request("POST", SERVICE + method, json.dumps(body), self._headers)
         answer = self._connection.getresponse()

@@ -38,18 +38,22 @@ def cache_environment(url: str, token: str, dialect: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the client returned, or the name and message of what it threw, and what it printed for the user."""
+    """What the client returned, or the name and message of what it threw, what it printed for the user, and when it got
+    how far (see drive.mjs), in ms."""
 
     value: Any
     error: dict[str, str] | None
     output: str
+    ms: dict[str, float]
 
 
 class NodeRun:
-    """One client operation under way in its own node process."""
+    """One client operation in a node process of its own; RUNNER_TEMP is a new folder, in ``scratch`` if given."""
 
-    def __init__(self, job: dict[str, object], environment: dict[str, str], workspace: Path) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="runner-temp-")
+    def __init__(
+        self, job: dict[str, object], environment: dict[str, str], workspace: Path, scratch: Path | None = None
+    ) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="runner-temp-", dir=scratch)
         self._process = subprocess.Popen(
             ["node", str(NPM_FOLDER / "drive.mjs"), json.dumps(job)],
             cwd=workspace,
@@ -79,7 +83,7 @@ class NodeRun:
         assert self._process.returncode == 0, output
         told, _, result = output.rstrip("\n").rpartition("\n")
         parsed = json.loads(result)
-        return Answer(parsed.get("value"), parsed.get("error"), told)
+        return Answer(parsed.get("value"), parsed.get("error"), told, parsed["ms"])
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class ActionsCache:
     dialect: str
     url: str
     token: str
+    scratch: Path | None = None
 
     def begin(self, operation: str, workspace: Path, paths: list[str], key: str, restore_keys: list[str]) -> NodeRun:
         job: dict[str, object] = {
@@ -99,7 +104,7 @@ class ActionsCache:
             "key": key,
             "restoreKeys": restore_keys,
         }
-        return NodeRun(job, cache_environment(self.url, self.token, self.dialect), workspace)
+        return NodeRun(job, cache_environment(self.url, self.token, self.dialect), workspace, self.scratch)
 
     def save(self, workspace: Path, paths: list[str], key: str) -> Answer:
         return self.begin("save", workspace, paths, key, []).answer()

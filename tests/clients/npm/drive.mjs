@@ -1,7 +1,9 @@
 // Drives one of the npm clients: node drive.mjs '{"package":"ac630","operation":"save","paths":["data"],"key":"k"}'
 // Its last line of output is the result as JSON; the lines before it are what the client told the user.
+// "ms" in it times the operation: until its first request, until its last child process (tar) began, and until its end.
 // Works for the CommonJS releases (3 to 5) and the ES module ones (6) alike. Works in the current directory.
 import { createHash, randomBytes } from 'node:crypto'
+import { subscribe } from 'node:diagnostics_channel'
 
 const job = JSON.parse(process.argv[2])
 const loaded = await import(job.package)
@@ -33,11 +35,18 @@ const operations = {
   download: blob
 }
 
+const ms = {}
+const began = performance.now()
+const elapsed = () => performance.now() - began
+subscribe('http.client.request.start', () => { ms.request ??= elapsed() })
+subscribe('child_process', () => { ms.process = elapsed() })
+
 let result
 try {
   result = { value: (await operations[job.operation]()) ?? null }
 } catch (error) {
   result = { error: { name: error.name, message: error.message } }
 }
-console.log('\n' + JSON.stringify(result))
+ms.end = elapsed()
+console.log('\n' + JSON.stringify({ ...result, ms }))
 process.exitCode = 0
