@@ -29,8 +29,8 @@ READ_BUFFER: Final = 256 * 1024
 KEEP_ALIVE_SECONDS: Final = 75.0
 """An idle connection, or one whose request head does not come, is closed after this; longer than what reverse proxies
 keep theirs."""
-LINE_BYTES: Final = 16 * 1024
-"""Longest request line: keys of 512 characters, percent-encoded, several to a v1 lookup."""
+LINE_BYTES: Final = 64 * 1024
+"""Longest request line: a v1 lookup names ten keys of 512 characters, at most 9 bytes each when percent-encoded."""
 FIELD_BYTES: Final = 32 * 1024
 """Longest header: job tokens carry many scopes."""
 MAX_HEADERS: Final = 128

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -83,3 +85,51 @@ def test_sighup_renews_the_whole_group_on_the_real_store(server: ServerProcess) 
     assert restored(server, "before") == b"x" * 5000
     save(server, "after", b"y" * 5000)
     assert restored(server, "after") == b"y" * 5000
+
+
+def test_sighup_takes_other_tokens_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    server = ServerProcess(tmp_path, arguments=["--config", str(config)]).start()
+    before = set(children(server))
+    save(server, "k", b"x" * 5000)
+    config.write_text('[auth]\nmode = "shared-secret"\nshared_secret = "0123456789abcdef0123456789abcdef"\n')
+
+    os.kill(server.pid, signal.SIGHUP)
+    wait_until(lambda: len(children(server)) == 4 and not before & set(children(server)), seconds=20)
+
+    with pytest.raises(urllib.error.HTTPError) as refused:  # remembered as good by the workers before
+        restored(server, "k")
+    assert refused.value.code == 401
+    refused.value.close()
+    config.write_text("")
+    os.kill(server.pid, signal.SIGHUP)
+    wait_until(lambda: server.log.count("auth.mode is 'none'") == 2)  # loud again
+    server.stop()
+
+
+def test_an_upload_under_way_at_sigterm_is_finished_and_goes_on_after_the_restart(server: ServerProcess) -> None:
+    _, reserved = call(server, "POST", "/_apis/artifactcache/caches", {"key": "k", "version": "v"})
+    cache = f"/_apis/artifactcache/caches/{json.loads(reserved)['cacheId']}"
+    content = b"u" * 900_000
+    connection = http.client.HTTPConnection(server.url.partition("//")[2], timeout=20)
+    connection.putrequest("PATCH", cache)
+    connection.putheader("Authorization", f"Bearer {job_token()}")
+    connection.putheader("Content-Range", f"bytes 0-{len(content) - 1}/*")
+    connection.putheader("Content-Length", str(len(content)))
+    connection.endheaders(content[:500_000])
+
+    os.kill(server.pid, signal.SIGTERM)
+    wait_until(lambda: '"stopping"' in server.log)
+    connection.send(content[500_000:])
+    assert connection.getresponse().status == 204
+    connection.close()
+    server.stop()
+    server.start()
+    with pytest.raises(urllib.error.HTTPError) as incomplete:
+        call(server, "POST", cache, {"size": len(content) + 1})
+    assert incomplete.value.code == 400
+    incomplete.value.close()
+    call(server, "POST", cache, {"size": len(content)})
+
+    assert restored(server, "k") == content

@@ -216,3 +216,10 @@ async def test_keys_are_decoded_once(cache: ActionsServer) -> None:
     assert (await cache.v1("GET", f"cache?keys=%ff&version={VERSION}")).status == 400
     assert (await cache.v1("GET", "cache?keys=k")).status == 400
     assert (await cache.v1("GET", f"cache?version={VERSION}")).status == 400
+
+
+async def test_a_lookup_may_name_ten_keys_of_512_characters_of_any_script(cache: ActionsServer) -> None:
+    keys = [str(number) + "\u6f22" * 511 for number in range(10)]
+    await cache.save(keys[9])
+    answer = await cache.v1_find(*keys)
+    assert answer.json()["cacheKey"] == keys[9]
