@@ -31,7 +31,7 @@ from cachesrv.server.parts import Duty, Parts, Ready, Served
 from cachesrv.settings_source import Problem, SettingsInvalid
 from cachesrv.store import committer, housekeeper
 from cachesrv.store.commands import MarkProven
-from cachesrv.store.errors import FormatError, StoreError, StoreLocked
+from cachesrv.store.errors import StoreError, StoreLocked
 from cachesrv.store.events import BlobQuarantined, Listener, StoreEvent, UploadReclaimed
 from cachesrv.store.folder import DataFolder
 from cachesrv.store.options import StoreOptions
@@ -124,7 +124,7 @@ def commit(duty: Duty, listener: socket.socket, ready: Ready) -> None:
     """See ``Parts.commit``."""
     try:
         committer.run(duty.root, listener, store_options(duty.settings), ready=ready)
-    except FormatError as error:
+    except StoreError as error:
         raise StartupError(str(error)) from error
 
 

@@ -25,7 +25,7 @@ from cachesrv.server.health import HealthRoom
 from cachesrv.server.listeners import BACKLOG
 from cachesrv.server.parts import Duty, Parts, Ready
 from cachesrv.settings_source import SettingsInvalid
-from cachesrv.store.errors import FormatError
+from cachesrv.store.errors import StoreError
 
 EXECUTOR_THREADS: Final = 8
 """Threads of the loop's default executor: name look-ups and what rooms send to ``asyncio.to_thread``."""
@@ -63,7 +63,7 @@ def _run(life: Callable[[asyncio.Event, asyncio.Event], Awaitable[None]]) -> Non
 
     try:
         asyncio.run(main())
-    except (SettingsInvalid, FormatError) as error:
+    except (SettingsInvalid, StoreError) as error:
         raise StartupError(str(error)) from error
 
 
