@@ -105,7 +105,7 @@ class BodyHash:
 
         def ended(job: asyncio.Future[None]) -> None:
             self._running = None
-            self._failure = self._failure or job.exception()
+            self._failure = job.exception() or self._failure
             for _, done in taken:
                 done()
             if self._queue:
@@ -282,7 +282,7 @@ class _Pour:
             await settled(*self._under_way)
         finally:
             for future in self._under_way:
-                self._failure = self._failure or future.exception()
+                self._failure = future.exception() or self._failure
             self._under_way.clear()
         if self._digests is not None:
             await self._digests.settle()
@@ -363,7 +363,7 @@ class _Pour:
         oldest = self._under_way[0]
         await settled(oldest)
         self._under_way.popleft()
-        self._failure = self._failure or oldest.exception()
+        self._failure = oldest.exception() or self._failure
 
     def _write(self, piece: _OpenPiece, batch: Batch, offset: int, last: bool) -> None:
         assert piece.checksum is not None
