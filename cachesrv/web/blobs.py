@@ -118,6 +118,8 @@ async def _flushed(request: web.BaseRequest, writer: AbstractStreamWriter, idle:
     """Whether the next bytes may go round the transport: all before them have left it, and it is no TLS."""
     if isinstance(writer, StreamWriter):
         writer.send_headers()
+    if FileSender.fits(_transport(request)):
+        return True
     async with asyncio.timeout(idle):
         await writer.drain()
     return FileSender.fits(_transport(request))

@@ -1,7 +1,8 @@
 """Request bodies: as a stream for the store, or whole for the small documents that a protocol parses.
 
 Memory: one chunk at a time (what the socket had, at most the server's read buffer); the socket is read no faster than
-the consumer asks. A client that stalls or leaves raises ClientGone, so that no half body is ever taken for a whole one.
+the consumer asks. Large bodies pass the HTTP parser by (``bodytap``). A client that stalls or leaves raises ClientGone,
+so that no half body is ever taken for a whole one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import hdrs, http_exceptions, web
+
+from cachesrv.web.bodytap import BodyTap, tap
 
 _BROKEN = (OSError, aiohttp.ClientError, http_exceptions.HttpProcessingError)
 
@@ -45,18 +48,17 @@ class RequestBody(AsyncIterator[bytes]):
         self._idle = idle
         self._limit = limit
         self._request: web.BaseRequest | None = request
+        self._tappable: web.BaseRequest | None = None
+        self._tap: BodyTap | None = None
         if limit is not None and self.length is not None and self.length > limit:
             raise BodyTooLarge(limit)
 
     async def __anext__(self) -> bytes:
         if self._request is not None:
             _continue(self._request)
-            self._request = None
+            self._tappable, self._request = self._request, None
         try:
-            chunk = self._content.read_nowait()
-            if not chunk and not self._content.at_eof():
-                async with asyncio.timeout(self._idle):
-                    chunk = await self._content.readany()
+            chunk = await self._next()
         except TimeoutError as error:
             raise ClientGone(f"no byte of the body for {self._idle:g} seconds") from error
         except _BROKEN as error:
@@ -69,6 +71,21 @@ class RequestBody(AsyncIterator[bytes]):
         if self._limit is not None and self.received > self._limit:
             raise BodyTooLarge(self._limit)
         return chunk
+
+    async def _next(self) -> bytes:
+        """The next bytes: what the parser has first, then past it if that is worth it."""
+        if self._tap is None:
+            chunk = self._content.read_nowait()
+            if chunk:
+                return chunk
+            if self._tappable is not None:
+                self._tap, self._tappable = tap(self._tappable), None
+        if self._tap is None and self._content.at_eof():
+            return b""
+        if self._tap is not None:
+            return await self._tap.chunk(self._idle)
+        async with asyncio.timeout(self._idle):
+            return await self._content.readany()
 
 
 async def read_document(request: web.BaseRequest, limit: int, *, idle: float = 120.0) -> bytes:
