@@ -2,7 +2,7 @@
 
 Promises: a folder that is not ours, or of a newer format, is refused before anything in it is touched; at most one
 server owns it (``flock`` on ``LOCK``); every path inside it is made here and nowhere else. Blocking calls, all of them:
-paths are free, the rest belongs in threads or before the event loop starts. docs/format-uploads.md draws the folder.
+paths are free, the rest belongs in threads or before the event loop starts. docs/format.md draws the folder.
 
 Names: ``f/<low byte of the id>/<id>.<part>`` with the id as 16 hex digits and the part as 4 or more, ``.log`` beside
 them while the upload goes on; ``p/<id>.seg`` for pack segments; ``q/`` holds quarantined files under the same names.
