@@ -50,6 +50,7 @@ from cachesrv.store.errors import (
     StoreBusy,
     StoreError,
     StoreFull,
+    UploadIncomplete,
     UploadInFlight,
     UploadUnknown,
 )
@@ -242,14 +243,17 @@ class Store:
     async def reserve(
         self, namespace: Namespace, key: str, *, flags: EntryFlag, writer: str, size: int | None
     ) -> UploadId:
-        self._admit(size or 0)
+        self._admit(size or 0, max(size or 0, 1))
+        quota = self.options.quotas.get(namespace.tenant, self.options.quota)
+        if quota and (size or 0) > quota:
+            raise LimitExceeded(f"{size} bytes are more than the repository may hold ({quota} bytes, store.quota)")
         upload = await self._ids.take()
         command = Reserve(upload, wire(namespace), key, int(flags), writer, self.now_ms())
         reserved = await self.writer.submit(command)
         if reserved.outcome == "in-flight" and self.is_stale(reserved.holder):
             stale = reserved.holder
             reserved = await self.writer.submit(msgspec.structs.replace(command, replacing=stale))
-            if reserved.outcome == "reserved":
+            if reserved.outcome == "reserved" and self.index.blob(BlobId(stale)) is None:
                 await self.staging.remove(stale)
         if reserved.outcome == "committed":
             raise EntryExists("an entry with the same key, version and scope already exists")
@@ -266,19 +270,19 @@ class Store:
         return None if upload is None else self.upload(UploadId(upload))
 
     async def stage_whole(self, upload: UploadId, body: Body, length: int) -> None:
-        self._stand(upload, length)
+        self._stand(upload, length, length)
         await self.staging.stage_whole(upload, body, length)
 
     async def stage_block(self, upload: UploadId, block: bytes, body: Body, length: int) -> None:
-        self._stand(upload, length)
+        self._stand(upload, length, length)
         await self.staging.stage_block(upload, block, body, length)
 
     async def stage_range(self, upload: UploadId, start: int, body: Body, length: int) -> None:
-        self._stand(upload, start + length)
+        self._stand(upload, start + length, length)
         await self.staging.stage_range(upload, start, body, length)
 
     async def choose_blocks(self, upload: UploadId, blocks: Sequence[bytes]) -> int:
-        self._stand(upload, 0)
+        self._stand(upload, 0, 0)
         if len(blocks) > self.options.max_blocks:
             raise LimitExceeded(f"a block list names at most {self.options.max_blocks} blocks (limits.max_blocks)")
         return await self.staging.choose(upload, blocks, self.options.max_blocks)
@@ -290,11 +294,18 @@ class Store:
             info = self.upload(upload)
             if info is None:
                 raise UploadUnknown("no such upload")
-            self._admit(size)
+            self._admit(size, 0)
             note = msgspec.json.encode(
                 {"space": wire(info.namespace), "key": info.key, "flags": int(info.flags), "writer": info.writer}
             )
-            finished = await self.staging.finish(upload, size, durable=self.options.durable, note=note)
+            try:
+                finished = await self.staging.finish(upload, size, durable=self.options.durable, note=note)
+            except (UploadUnknown, UploadIncomplete):
+                # Another worker may have committed this very upload while we looked at it.
+                entry = self.committed(upload)
+                if entry is None or entry.size != size:
+                    raise
+                return entry
             blob = await self._blob_of(upload, finished)
             command = Commit(
                 wire(info.namespace), info.key, int(info.flags), blob, info.writer, self.now_ms(), upload_id=upload
@@ -334,7 +345,7 @@ class Store:
         length: int | None = None,
         digest: Digest | None = None,
     ) -> Entry:
-        self._admit(length or 0)
+        self._admit(length or 0, length or 0)
         blob_id = await self._ids.take()
         note = msgspec.json.encode({"space": wire(namespace), "key": key, "flags": int(flags), "writer": writer})
         received = await self.staging.receive(
@@ -390,21 +401,21 @@ class Store:
         """0 for what is synced already: everything in durable mode, and what the (always synced) index row holds."""
         return 0 if self.options.durable or isinstance(form, Inline) else epochs.current(self.index)
 
-    def _admit(self, size: int) -> None:
-        """Refuse what cannot be kept before its bytes cross the wire."""
+    def _admit(self, size: int, arriving: int) -> None:
+        """Refuse what cannot be kept before its bytes cross the wire: an entry of ``size``, ``arriving`` now."""
         limit = self._largest()
         if size > limit:
             raise LimitExceeded(f"{size} bytes are more than one entry may have ({limit} bytes, limits.max_entry)")
-        if not self.folder.has_room(size, self.options.min_free):
+        if arriving and not self.folder.has_room(arriving, self.options.min_free):
             raise StoreFull("the disk has no room")
 
     def _largest(self) -> int:
         return min(self.options.max_entry or self.options.max_size, self.options.max_size)
 
-    def _stand(self, upload: int, size: int) -> None:
+    def _stand(self, upload: int, size: int, arriving: int) -> None:
         if self.volatile.upload(upload) is None:
             raise UploadUnknown("no such upload")
-        self._admit(size)
+        self._admit(size, arriving)
 
     def is_stale(self, upload: int) -> bool:
         """Whether this upload saw no byte for ``stale_upload``, or is gone. A few stats."""
