@@ -40,10 +40,10 @@ START_SHARE = 0.95
 STOP_SHARE = 0.90
 """... and ends below this one, so that it works in runs."""
 FLOOR_SHARE = 50
-"""The free-space floor is kept with this part of the budget to spare, but no more than the floor itself or
-LEAST_SPARE: below the floor saves are refused, so eviction begins when half of the spare is gone."""
+"""The free-space floor is kept with this part of the budget to spare, but no more than the floor itself: below the
+floor saves are refused, so eviction begins when half of the spare is gone."""
 LEAST_SPARE = 64 * MiB
-"""Without a floor, a budget larger than the disk would fill it for good."""
+"""The same where there is no floor: a budget larger than the disk would fill it for good."""
 BATCH = 128
 """Entries in one command: keeps the committer free for others."""
 FIRST_PAGE = 4
@@ -96,7 +96,7 @@ def is_tight(store: Store, uploads: int) -> bool:
 def _floor(store: Store) -> tuple[int, int]:
     """Free bytes below which eviction for the floor starts, and at which it stops."""
     floor = store.options.min_free
-    spare = min(max(floor, LEAST_SPARE), store.options.max_size // FLOOR_SHARE)
+    spare = min(floor or LEAST_SPARE, store.options.max_size // FLOOR_SHARE)
     return floor + spare // 2, floor + spare
 
 
