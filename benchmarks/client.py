@@ -42,7 +42,7 @@ NEEDED_MEMORY = 512 * MIB
 def run(report: Report) -> None:
     if not npm_clients.installed() or shutil.which("zstd") is None:
         raise SystemExit("this benchmark needs node, zstd and the npm clients (scripts/install-npm-clients)")
-    rounds = 3 if report.quick else 7
+    rounds = 3 if report.quick else 5
     size = 64 if report.quick else 1024
     with tempfile.TemporaryDirectory(prefix="cachesrv-bench-", dir="/var/tmp") as name:
         random = Path(name, "random", "data")
