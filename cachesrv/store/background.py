@@ -1,4 +1,4 @@
-"""Reading and rewriting whole blobs behind the acknowledgement, in one thread of their own and at a bounded pace."""
+"""Reading and rewriting whole blobs behind the acknowledgement: a thread that yields the cores, at a bounded pace."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class Background:
 
     def __init__(self, folder: DataFolder, *, scrub_rate: int) -> None:
         self._folder = folder
-        self._threads = Threads("background", 1)
+        self._threads = Threads("background", 1, yielding=True)
+        self._awaited = Threads("check", 1)
         self._scrub = Pace(scrub_rate)
         self._improve = Pace(IMPROVE_RATE)
         self._unpaced = Pace(0)
 
     async def check_now(self, form: Form, blob_id: int, size: int) -> list[verify.DamagedPiece]:
         """The damaged pieces of a blob that somebody waits for. Raises BlobMissing, StoreUnavailable."""
-        return await verify.verify(self._folder, blob_id, size, form, threads=self._threads, pace=self._unpaced)
+        return await verify.verify(self._folder, blob_id, size, form, threads=self._awaited, pace=self._unpaced)
 
     async def check(self, form: Form, blob_id: int, size: int) -> list[verify.DamagedPiece]:
         """The same at the pace of the scrub."""
@@ -54,3 +55,4 @@ class Background:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.close)
+        await asyncio.to_thread(self._awaited.close)

@@ -207,6 +207,13 @@ class DataFolder:
             return False
         return True
 
+    def written(self, form: Filed) -> float | None:
+        """When the last byte of a blob's files was written (Unix seconds); None when they are gone."""
+        try:
+            return os.stat(self.part(form.file_id, form.parts - 1)).st_mtime
+        except FileNotFoundError:
+            return None
+
     def segment_bytes(self, segment_id: int) -> int:
         """Length of a pack segment on disk; 0 when it is gone."""
         try:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cachesrv.store.constants import GRAVE_SECONDS
 from cachesrv.store.errors import StoreError
@@ -59,8 +60,8 @@ def chores(options: StoreOptions) -> list[Chore]:
         Chore("index-room", 1.5 * GRAVE_SECONDS, evict.keep_index),
         Chore("stale-uploads", min(30.0, max(1.0, options.stale_upload / 4)), reclaim.drop_stale_uploads),
         Chore("segments", 5.0, tidy_segments),
-        Chore("digests", 2.0, improve.digest_some),
-        Chore("zstd", 2.0, improve.compress_some, delay=1.0),
+        Chore("digests", 2.0, partial(improve.digest_some, settle=improve.SETTLE_SECONDS)),
+        Chore("zstd", 2.0, partial(improve.compress_some, settle=improve.SETTLE_SECONDS), delay=1.0),
         Chore("sweep", 6 * 3600.0, reclaim.sweep_all, delay=5.0),
         Chore("prove", 3600.0, scrub.prove_suspects),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import AsyncIterator
 from hashlib import md5
 
@@ -22,7 +21,7 @@ def content_md5(call: Call) -> bytes | None:
         return None
     try:
         digest = base64.b64decode(value, validate=True)
-    except binascii.Error:
+    except ValueError:
         digest = b""
     if len(digest) != 16:
         raise Refusal(Reason.INVALID, "Content-MD5 is not the base64 of 16 bytes")
