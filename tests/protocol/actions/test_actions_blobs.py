@@ -216,6 +216,7 @@ async def test_t05_content_md5_is_checked(cache: ActionsServer) -> None:
         assert (answer.status, answer.xml_code) == (400, "Md5Mismatch")
     assert (await cache.finalize("k", 7)).json()["ok"] is False
     assert (await cache.put(url, b"content", **{"Content-MD5": "short"})).status == 400
+    assert (await cache.put(url, b"content", **{"Content-MD5": "\u00e9\u00e9"})).status == 400
     answer = await cache.put(url, b"content", **{"Content-MD5": md5, "x-ms-content-crc64": "AAAAAAAAAAA="})
     assert (answer.status, answer.headers["Content-MD5"]) == (201, md5)
 

@@ -15,7 +15,8 @@ from cachesrv.store.housekeeper import make_room
 from cachesrv.store.housekeeping import evict, graves, segments
 from cachesrv.store.model import EntryFlag, Namespace, RemovalReason
 from cachesrv.store.options import StoreOptions
-from cachesrv.store.store import Store, wire
+from cachesrv.store.saves import wire
+from cachesrv.store.store import Store
 from tests.doubles.bytes_out import drain, read_all
 from tests.doubles.open_store import Clock, open_store
 from tests.unit.store.housekeeping_case import (
