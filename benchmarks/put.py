@@ -29,10 +29,7 @@ def run(report: Report) -> None:
         folder = Path(name)
         body = folder / "body"
         body.write_bytes(os.urandom(MIB) * (size // MIB))
-        affinity = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {max(affinity)})
         _against_nginx(report, folder, body, rounds)
-        os.sched_setaffinity(0, affinity)
         _against_dd(report, folder, body, rounds)
         _hashed(report, folder, body, rounds)
 

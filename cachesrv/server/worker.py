@@ -24,6 +24,7 @@ from cachesrv.server.child import StartupError
 from cachesrv.server.connections import HttpServer
 from cachesrv.server.health import HealthRoom
 from cachesrv.server.listeners import BACKLOG
+from cachesrv.server.memory import keep_trimmed, use_one_heap
 from cachesrv.server.parts import Duty, Parts, Ready
 from cachesrv.settings_source import SettingsInvalid
 from cachesrv.store.errors import StoreError
@@ -40,6 +41,7 @@ _log = structlog.stdlib.get_logger("cachesrv.server")
 
 def run_worker(duty: Duty, sockets: Sequence[socket.socket], parts: Parts, ready: Ready) -> None:
     """The body of a worker process. Raises StartupError when it cannot start for a reason a person must mend."""
+    use_one_heap()
     _run(lambda stop, hurry: _serve(duty, sockets, parts, ready, stop, hurry))
 
 
@@ -93,6 +95,8 @@ async def _serve(
             # Not create_unix_server: it unlinks the path when this worker stops.
             listening.append(await loop.create_server(http, sock=each, backlog=BACKLOG))
         ready()
+        trimming = asyncio.create_task(keep_trimmed(), name="trim-memory")
+        cleanup.callback(trimming.cancel)
         await stop.wait()
         await _stop_accepting(listening)
         cut = await http.drain(duty.settings.server.drain, hurry)

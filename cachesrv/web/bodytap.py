@@ -21,9 +21,9 @@ from aiohttp.web_protocol import RequestHandler
 
 TAP_BYTES: Final = 256 * 1024
 """Less than this still to come is left to the parser: switching costs more than it saves."""
-WAKE_BYTES: Final = 512 * 1024
+WAKE_BYTES: Final = 128 * 1024
 """The consumer is woken when so much has come (or all of it): a task switch for each receive costs more than that."""
-QUEUE_BYTES: Final = 1024 * 1024
+QUEUE_BYTES: Final = 256 * 1024
 """Received and not yet taken: above it the socket is not read."""
 
 
