@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def run(report: Report) -> None:
-    rounds = 2 if report.quick else 9
+    rounds = 2 if report.quick else 25
     sizes = [(256 * MIB, 1.0)] if not report.quick else [(16 * MIB, 1.0)]
     os.sched_setaffinity(0, {1} if (os.cpu_count() or 1) > 1 else {0})
     with tempfile.TemporaryDirectory(prefix="cachesrv-bench-", dir="/var/tmp") as name:

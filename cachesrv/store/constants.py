@@ -26,7 +26,7 @@ SYNC_BEHIND_BYTES: Final = 8 * MiB
 """Start write-back of dirty pages every this many bytes, so that the final fdatasync finds little to do."""
 
 # -- memory -----------------------------------------------------------------------------------------------------------
-BODY_BUDGET_BYTES: Final = 24 * MiB
+BODY_BUDGET_BYTES: Final = 16 * MiB
 """Bytes of request bodies one worker holds between socket and disk, all uploads together: 8 parallel saves of 1 GiB
 must stay below 120 MB a worker, of which 48 are the program."""
 HANDLE_CACHE: Final = 256

@@ -73,7 +73,8 @@ class Saves:
         self.options = options
         self._clock = clock
         self._ids = IdPool(writer)
-        self.staging = Staging(folder, min_free=options.min_free, write_behind=options.durable)
+        # Relaxed too: what is written behind early does not pile up before the next sync of the whole file system.
+        self.staging = Staging(folder, min_free=options.min_free)
         self.packs = PackWriter(
             folder, durable=options.durable, open_segment=self._open_segment, seal_segment=self._seal_segment
         )

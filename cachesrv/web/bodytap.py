@@ -1,9 +1,8 @@
 """Takes the rest of a large request body straight from the transport, past the HTTP parser.
 
-The parser copies every body byte once more into fresh memory, which costs about as much as receiving it. A tap replaces
-the protocol of the connection (``transport.set_protocol``) once the parser's own share of the body is used up, hands on
-what the socket gives as it is, and puts the protocol back after exactly Content-Length bytes; what follows belongs to
-the next request.
+The parser copies every body byte once more into fresh memory. A tap replaces the protocol of the connection
+(``transport.set_protocol``) once the parser's own share of the body is used up, hands on what the socket gives, and
+puts the protocol back after exactly Content-Length bytes; what follows belongs to the next request.
 
 Only bodies of known length are tapped, on a connection whose protocol is :class:`Tapped`. It relies on three things of
 aiohttp that are not documented (pinned below 4): ``RequestHandler._messages`` and ``_upgraded``, and that a parser may
@@ -21,10 +20,21 @@ from aiohttp.web_protocol import RequestHandler
 
 TAP_BYTES: Final = 256 * 1024
 """Less than this still to come is left to the parser: switching costs more than it saves."""
-WAKE_BYTES: Final = 128 * 1024
-"""The consumer is woken when so much has come (or all of it): a task switch for each receive costs more than that."""
-QUEUE_BYTES: Final = 256 * 1024
-"""Received and not yet taken: above it the socket is not read."""
+QUEUED_BYTES: Final = 8 * 1024 * 1024
+"""Received and not yet taken by consumers, all taps of a worker together: each has its part, and above it its socket is
+not read. A consumer is woken when half of the part has come, or all of the body: a task switch for each receive costs
+more than that."""
+MOST_BYTES: Final = 1024 * 1024
+"""The part of one tap, at most ..."""
+LEAST_BYTES: Final = 64 * 1024
+"""... and at least."""
+
+
+RECEIVE_BYTES: Final = 512 * 1024
+"""One receive takes at most this much."""
+_RECEIVED: Final = memoryview(bytearray(RECEIVE_BYTES))
+"""Where every tap of the process receives: always the same memory, so it stays in the processor's cache. What came is
+copied out, exactly as long as it is, before the next receive."""
 
 
 class Tapped(RequestHandler):
@@ -57,8 +67,11 @@ def tap(request: web.BaseRequest) -> BodyTap | None:
     return BodyTap(connection, transport, content, remaining)
 
 
-class BodyTap(asyncio.Protocol):
+class BodyTap(asyncio.BufferedProtocol):
     """The protocol of one connection while one body comes in. ``chunk`` gives its bytes; ``discard`` drops the rest."""
+
+    active = 0
+    """Taps of this process that have not come to their end."""
 
     def __init__(self, connection: Tapped, transport: asyncio.Transport, content: StreamReader, remaining: int) -> None:
         self._connection = connection
@@ -74,7 +87,13 @@ class BodyTap(asyncio.Protocol):
         self._watched = remaining
         self._watch: asyncio.TimerHandle | None = None
         connection.tap = self
+        BodyTap.active += 1
         transport.set_protocol(self)
+
+    @staticmethod
+    def part() -> int:
+        """Bytes that each tap may hold now."""
+        return min(MOST_BYTES, max(LEAST_BYTES, QUEUED_BYTES // max(1, BodyTap.active)))
 
     async def chunk(self, idle: float) -> bytes:
         """The next bytes, b"" at the end. Raises ConnectionError when the client left before the end, TimeoutError when
@@ -87,7 +106,7 @@ class BodyTap(asyncio.Protocol):
             await self._more(idle)
         data = self._chunks.popleft()
         self._queued -= len(data)
-        if self._paused and self._queued <= QUEUE_BYTES // 2:
+        if self._paused and self._queued <= self.part() // 2:
             self._resume()
         return data
 
@@ -130,29 +149,30 @@ class BodyTap(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # -- asyncio.Protocol ----------------------------------------------------------------------------------------------
+    # -- asyncio.BufferedProtocol --------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
-        rest = b""
-        if len(data) > self._remaining:
-            data, rest = data[: self._remaining], data[self._remaining :]
-        self._remaining -= len(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _RECEIVED[: self._remaining]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._remaining -= nbytes
         if not self._discarding:
-            self._chunks.append(data)
-            self._queued += len(data)
+            self._chunks.append(bytes(_RECEIVED[:nbytes]))
+            self._queued += nbytes
         if not self._remaining:
             self._end()
-            if rest:
-                self._connection.data_received(rest)
             self._wake()
-        elif self._queued >= WAKE_BYTES:
-            if self._queued > QUEUE_BYTES and not self._paused:
+        else:
+            part = self.part()
+            if self._queued > part and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
-            self._wake()
+            if self._queued > part // 2:
+                self._wake()
 
     def _end(self) -> None:
         """The body is complete: the connection is aiohttp's again."""
+        BodyTap.active -= 1
         self._connection.tap = None
         self._connection.fresh_parser()
         self._transport.set_protocol(self._connection)
@@ -168,6 +188,7 @@ class BodyTap(asyncio.Protocol):
         self._connection.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        BodyTap.active -= 1
         self._lost = exc or ConnectionResetError("the client left")
         self._connection.tap = None
         self._wake()

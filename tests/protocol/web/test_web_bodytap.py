@@ -12,7 +12,7 @@ from aiohttp import web
 
 from cachesrv.server.connections import Connection, HttpServer
 from cachesrv.web.bodies import ClientGone, RequestBody
-from cachesrv.web.bodytap import QUEUE_BYTES, WAKE_BYTES
+from cachesrv.web.bodytap import MOST_BYTES, RECEIVE_BYTES, BodyTap
 
 CONTENT = os.urandom(5_000_003)
 
@@ -110,6 +110,7 @@ async def test_half_a_large_body_is_never_taken_for_a_whole(how: str) -> None:
         elif how == "half-close":
             outgoing.write_eof()
         assert isinstance(await reader.outcome(), ClientGone)
+    assert BodyTap.active == 0
 
 
 async def test_a_slow_sender_is_not_a_stalled_one() -> None:
@@ -134,7 +135,8 @@ async def test_a_slow_consumer_stops_the_sender() -> None:
         while reader.connection is None or reader.connection.tap is None or not reader.connection.tap._paused:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         # What one receive may add comes on top.
-        assert WAKE_BYTES <= reader.connection.tap._queued <= QUEUE_BYTES + 256 * 1024
+        assert reader.connection.tap._queued <= MOST_BYTES + RECEIVE_BYTES
         reader.go.set()
         assert await status(incoming) == 201
         assert await reader.outcome() == big
+    assert BodyTap.active == 0
