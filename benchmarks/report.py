@@ -26,6 +26,12 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}"
 
 
+def stolen() -> float:
+    """Seconds of processor time that the hypervisor gave to others since boot, all cores together: latencies of a run
+    during which this grew are its, not ours."""
+    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class Row:
     """One question. ``bar``: what was promised, e.g. ">= 1.00"; ``met`` None where nothing is promised."""
