@@ -61,6 +61,8 @@ class Group:
         found = re.search(r"http://(127\.0\.0\.1):(\d+)", self.log.partition("cachesrv serves at")[2])
         assert found, self.log
         self.host, self.port = found[1], int(found[2])
+        # The program announces itself when its workers serve; the housekeeper, which is nice, may come later.
+        wait_until(lambda: self.pid_of("housekeeper") != 0, seconds=20)
         return self
 
     @property
